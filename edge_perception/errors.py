@@ -1,0 +1,67 @@
+"""The errors this package raises on purpose.
+
+Every one says what is wrong, what was expected, what came, and how to mend it, so that
+the text alone is enough to act on in a log or in ``/diagnostics``.
+"""
+
+from __future__ import annotations
+
+_MISSING = object()
+
+
+class EdgePerceptionError(Exception):
+    """Base of all errors raised on purpose.
+
+    ``problem`` is a short statement, ``expected`` is described in words, ``got`` is shown by
+    ``repr`` and ``mend`` is an instruction. Only ``problem`` is required.
+    """
+
+    def __init__(
+        self, problem: str, *, expected: str = "", got: object = _MISSING, mend: str = ""
+    ) -> None:
+        self.problem = problem
+        self.expected = expected
+        self.got = got
+        self.mend = mend
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        parts = [self.problem]
+        if self.expected:
+            parts.append(f"expected {self.expected}")
+        if self.got is not _MISSING:
+            parts.append(f"got {self.got!r}")
+        text = ": ".join([parts[0], ", ".join(parts[1:])]) if len(parts) > 1 else parts[0]
+        return f"{text}. {self.mend}" if self.mend else text
+
+
+class ImageError(EdgePerceptionError):
+    """An image whose encoding, size, step or bytes do not make sense together."""
+
+
+class FrameError(EdgePerceptionError):
+    """A frame ring, lease or frame descriptor that is invalid, foreign or out of date."""
+
+
+class ManifestError(EdgePerceptionError):
+    """An engine manifest that is malformed or disagrees with the model it names."""
+
+
+class EngineError(EdgePerceptionError):
+    """A model or engine that cannot be loaded, built or run on this machine."""
+
+
+class BagError(EdgePerceptionError):
+    """A bag, video or image folder that cannot be read or holds no images."""
+
+
+class CheckpointError(EdgePerceptionError):
+    """A language-model checkpoint whose tensors or configuration cannot be trusted."""
+
+
+class QuantizationError(EdgePerceptionError):
+    """A quantisation request that cannot be carried out as asked."""
+
+
+class ConfigError(EdgePerceptionError):
+    """A parameter, option or device profile outside its documented range."""
