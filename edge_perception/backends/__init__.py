@@ -1,0 +1,1 @@
+"""Running a model: one protocol, one module a runtime."""

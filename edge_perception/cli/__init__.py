@@ -1,0 +1,33 @@
+"""The command line: ``edge-perception COMMAND ...``; argument parsing only, the work is elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pkgutil
+import sys
+from typing import Optional, Sequence
+
+from edge_perception import __version__
+from edge_perception.errors import EdgePerceptionError
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser with every command."""
+    parser = argparse.ArgumentParser(prog="edge-perception", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in sorted(found.name for found in pkgutil.iter_modules(__path__)):
+        if not module.startswith("_"):
+            importlib.import_module(f"{__name__}.{module}").add_parser(commands)
+    return parser
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Run one command; an error raised on purpose is told in one line, with exit status 2."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except EdgePerceptionError as error:
+        print(f"edge-perception: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,64 @@
+"""Fitting an image into a network's input without changing its aspect, and the way back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Tuple
+
+import numpy as np
+
+from edge_perception.core.boxes import clip_boxes
+from edge_perception.core.detections import Float32Array
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """Where a source image lies inside a network's input; all lengths in pixels.
+
+    ``scale_x`` and ``scale_y`` are resized over source size. They are nearly equal: each is exact
+    for the rounded ``resized_width`` and ``resized_height``, so that boxes map back without bias.
+    """
+
+    source_height: int
+    source_width: int
+    target_height: int
+    target_width: int
+    resized_height: int
+    resized_width: int
+    pad_top: int
+    pad_left: int
+
+    @classmethod
+    def fit(cls, source: Tuple[int, int], target: Tuple[int, int], align: str) -> Letterbox:
+        """Fit ``source`` (height, width) into ``target`` (height, width).
+
+        ``align`` is "center" (YOLOv5 and later, odd pixel to the bottom and right) or "top_left"
+        (YOLOX).
+        """
+        ratio = min(target[0] / source[0], target[1] / source[1])
+        resized = [max(1, min(t, round(s * ratio))) for s, t in zip(source, target)]
+        spare = [t - r for t, r in zip(target, resized)]
+        pads = [s // 2 for s in spare] if align == "center" else [0, 0]
+        return cls(*source, *target, *resized, *pads)
+
+    @property
+    def scale_x(self) -> float:
+        """Network pixels a source pixel, horizontally."""
+        return self.resized_width / self.source_width
+
+    @property
+    def scale_y(self) -> float:
+        """Network pixels a source pixel, vertically."""
+        return self.resized_height / self.source_height
+
+    def to_source(self, boxes_xyxy: Float32Array) -> Float32Array:
+        """Map boxes ``(N, 4)`` from network to source pixels, cut to the image."""
+        offset = np.array([self.pad_left, self.pad_top] * 2, np.float32)
+        scale = np.array([self.scale_x, self.scale_y] * 2, np.float32)
+        return clip_boxes((boxes_xyxy - offset) / scale, self.source_height, self.source_width)
+
+    def to_network(self, boxes_xyxy: Float32Array) -> Float32Array:
+        """Map boxes ``(N, 4)`` from source to network pixels."""
+        offset = np.array([self.pad_left, self.pad_top] * 2, np.float32)
+        scale = np.array([self.scale_x, self.scale_y] * 2, np.float32)
+        return boxes_xyxy * scale + offset

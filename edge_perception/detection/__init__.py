@@ -1,0 +1,1 @@
+"""Finding objects in one image: preprocess, infer, decode; and tracking over images."""
