@@ -1,0 +1,1 @@
+"""Offline quantisation of language models: methods, calibration, export, evaluation."""

@@ -1,0 +1,1 @@
+"""Language and vision-language models: checkpoints, packed layers, decoding."""

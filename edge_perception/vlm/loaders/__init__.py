@@ -1,0 +1,1 @@
+"""Readers of published checkpoints: every layout into ``PackedWeight``, GGUF into float."""
