@@ -43,6 +43,10 @@ class FrameError(EdgePerceptionError):
     """A frame ring, lease or frame descriptor that is invalid, foreign or out of date."""
 
 
+class FrameWriterGone(FrameError):
+    """The process that wrote a frame ring has ended; its successor's frames name a new ring."""
+
+
 class ManifestError(EdgePerceptionError):
     """An engine manifest that is malformed or disagrees with the model it names."""
 

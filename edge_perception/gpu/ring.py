@@ -1,0 +1,429 @@
+"""The frame ring: a frame is written once, everybody reads it, nobody waits.
+
+The idea. A fixed number of slots. The writer takes the oldest slot that nobody reads; if all are
+read, the new frame is dropped and counted. A reader leases the newest frame and holds it as long
+as it needs; what is leased is never overwritten.
+
+Between processes, the usual design puts the bookkeeping into shared memory beside the pixels and
+guards it with atomics or a robust mutex. Python has neither, on Arm (Jetson) plain stores are not
+even ordered, and a reader killed between two stores leaves a state that nobody can judge. So only
+pixels are shared here. The bookkeeping (``ledger``) is ordinary objects of the writer's process,
+and a reader asks for its leases over a Unix socket (``lease_server``): the kernel orders the
+messages after the memory accesses they speak of, hands the memory file over, and reports the
+death of a reader, however it died. A reader can lose only its own lease.
+
+Why ``write`` never waits on a reader. The lock below guards a few dictionary operations of this
+process's own threads and is never held during a copy, a system call that can block, or a
+reader's turn. Releases do not take it at all: they go through a queue that the next operation
+settles, which also makes them safe in a finaliser that the garbage collector runs at any point,
+the lock's holder included.
+
+What was left out: several writers a ring, and reading an older frame than the newest. The price:
+a reader in another process pays a round trip to a thread of the writer's process for each frame
+(tens of microseconds when the writer is idle, up to the interpreter's switch interval when it is
+busy in Python), where a lock-free table would cost one.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+
+from edge_perception.core.frame import FrameInfo
+from edge_perception.core.image import UInt8Array, check_size
+from edge_perception.errors import FrameError
+from edge_perception.gpu.descriptor import FrameDescriptor
+from edge_perception.gpu.host_memory import InProcessTransport
+from edge_perception.gpu.lease import FrameLease
+from edge_perception.gpu.lease_server import LeaseServer
+from edge_perception.gpu.ledger import Grant, ReadDone, SlotLedger
+from edge_perception.gpu.memory import FrameMemory, Transport
+
+_LOG = logging.getLogger(__name__)
+_MIN_USABLE_SLOTS = 2
+_MAX_RETIRED_EPOCHS = 4
+
+
+@dataclass(frozen=True)
+class RingSpec:
+    """Size and rules of a ring.
+
+    ``slots`` must exceed ``max_leases``, the most frames held at one time, by two: one to write
+    and one to publish. More leases than that are granted, and then cost dropped frames.
+    ``slot_bytes`` is the stream's image size, 0 to learn it from the first frame;
+    ``max_slot_bytes`` bounds what a hostile stream can make the ring allocate. A lease older than
+    ``lease_overdue_s`` is quarantined.
+
+    Raises:
+        FrameError: too few slots, or a size out of range.
+    """
+
+    name: str
+    slots: int = 4
+    slot_bytes: int = 0
+    max_leases: int = 2
+    max_slot_bytes: int = 128 << 20
+    lease_overdue_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.max_leases < 1 or self.slots < self.max_leases + 2:
+            raise FrameError(
+                f"ring {self.name!r} has too few slots",
+                expected=f"at least {self.max_leases + 2} for {self.max_leases} leases",
+                got=self.slots,
+            )
+        if not 0 <= self.slot_bytes <= self.max_slot_bytes:
+            raise FrameError(
+                f"slot_bytes of ring {self.name!r}",
+                expected=f"0 to {self.max_slot_bytes}",
+                got=self.slot_bytes,
+            )
+        if self.lease_overdue_s <= 0:
+            raise FrameError("lease_overdue_s", expected="above 0", got=self.lease_overdue_s)
+
+
+@dataclass(frozen=True)
+class RingCounters:
+    """What happened to a ring's frames so far, and how it stands now.
+
+    Counts: frames ``written`` and ``dropped_all_slots_leased``; rings ``remade_larger`` and
+    ``remade_quarantined``; leases ``granted``, ``quarantined``, ``freed_by_death``, and
+    ``stale_releases``; readers ``refused``; ``subscriber_errors``. State: ``epoch``,
+    ``leases_held``, ``usable_slots``, ``readers`` (other processes), ``oldest_lease_age_ns``.
+    """
+
+    written: int = 0
+    dropped_all_slots_leased: int = 0
+    remade_larger: int = 0
+    remade_quarantined: int = 0
+    granted: int = 0
+    quarantined: int = 0
+    freed_by_death: int = 0
+    stale_releases: int = 0
+    refused: int = 0
+    subscriber_errors: int = 0
+    epoch: int = 0
+    leases_held: int = 0
+    usable_slots: int = 0
+    readers: int = 0
+    oldest_lease_age_ns: int = 0
+
+    @property
+    def remade(self) -> int:
+        """New epochs, whatever the reason."""
+        return self.remade_larger + self.remade_quarantined
+
+
+@dataclass
+class _Counts:
+    written: int = 0
+    dropped_all_slots_leased: int = 0
+    remade_larger: int = 0
+    remade_quarantined: int = 0
+    granted: int = 0
+    quarantined: int = 0
+    freed_by_death: int = 0
+    stale_releases: int = 0
+    subscriber_errors: int = 0
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    ledger: SlotLedger
+    memory: FrameMemory
+
+
+@dataclass(frozen=True)
+class _Release:
+    grant: Grant
+    read_done: ReadDone | None = None
+    by_death: bool = False
+
+
+class FrameRing:
+    """The writer's side, and the place where threads of its process read.
+
+    One thread calls ``write``; any thread may call the rest. A context manager.
+    """
+
+    def __init__(self, spec: RingSpec, transport: Transport) -> None:
+        self.spec = spec
+        self.transport = transport
+        self.ring_id = secrets.token_bytes(16)
+        self._lock = threading.Lock()
+        self._counts = _Counts()
+        self._releases: queue.SimpleQueue[_Release] = queue.SimpleQueue()
+        self._subscribers: list[Callable[[int], None]] = []
+        self._last_sequence = 0
+        self._closed = False
+        self._retired: list[_Epoch] = []
+        self._current = self._allocate(1, spec.slot_bytes or 1)
+        self._server: LeaseServer | None = None
+        if transport.crosses_processes:
+            self._server = LeaseServer(self.ring_id, transport.name, _Desk(self))
+            self._subscribers.append(lambda _sequence: self._notify_readers())
+
+    @classmethod
+    def create(cls, spec: RingSpec, transport: Transport | None = None) -> FrameRing:
+        """Allocate a ring; in-process host memory unless a transport is given.
+
+        Raises:
+            FrameError: not enough memory; the error names the sizes.
+        """
+        return cls(spec, transport or InProcessTransport())
+
+    @property
+    def counters(self) -> RingCounters:
+        """A snapshot; takes the lock for microseconds."""
+        with self._lock:
+            self._settle()
+            grants = [g for epoch in (*self._retired, self._current) for g in epoch.ledger.grants]
+            now_ns = time.monotonic_ns()
+            return RingCounters(
+                **vars(self._counts),
+                refused=self._server.refused if self._server else 0,
+                epoch=self._current.ledger.epoch,
+                leases_held=len(grants),
+                usable_slots=self._current.ledger.usable_slots,
+                readers=self._server.readers if self._server else 0,
+                oldest_lease_age_ns=max((now_ns - g.granted_ns for g in grants), default=0),
+            )
+
+    @property
+    def overdue(self) -> list[Grant]:
+        """Leases in quarantine, for the report: who, which slot, since when."""
+        with self._lock:
+            self._settle()
+            epochs = (*self._retired, self._current)
+            return [g for epoch in epochs for g in epoch.ledger.grants if g.quarantined]
+
+    def descriptor(self, sequence: int) -> bytes:
+        """Return what other processes attach with, the ``data`` of ``~/frames``."""
+        epoch = self._current.ledger.epoch
+        return FrameDescriptor.here(self.ring_id, epoch, sequence).pack()
+
+    def subscribe(self, callback: Callable[[int], None]) -> None:
+        """Call ``callback(sequence)`` after each write, on the writer's thread.
+
+        It must return at once. What it raises is logged and counted, never passed to the writer.
+        """
+        self._subscribers = [*self._subscribers, callback]
+
+    def unsubscribe(self, callback: Callable[[int], None]) -> None:
+        """Stop calling a callback; unknown ones are ignored."""
+        self._subscribers = [kept for kept in self._subscribers if kept is not callback]
+
+    def write(self, pixels: UInt8Array, info: FrameInfo) -> int | None:
+        """Copy a frame in and publish it.
+
+        Args:
+            pixels: uint8 ``(n,)``, contiguous, as ``info.format`` describes (row padding
+                included, the last row's optional). Free for reuse on return.
+            info: ``sequence`` must be above that of every earlier write.
+
+        Returns:
+            The sequence, or None when every slot is read and the frame was dropped (counted).
+
+        Raises:
+            ImageError: the number of bytes does not fit the format.
+            FrameError: the ring is closed, the sequence does not increase, or the frame is larger
+                than ``max_slot_bytes`` or than the memory left.
+        """
+        self._check_write(pixels, info)
+        epoch, slot = self._take_slot(info.format.size_bytes)
+        if slot is None:
+            return None
+        try:
+            epoch.memory.write(slot, pixels, epoch.ledger.take_read_done(slot))
+        except BaseException:
+            with self._lock:
+                epoch.ledger.abandon(slot)
+            raise
+        with self._lock:
+            epoch.ledger.publish(slot, info)
+            self._counts.written += 1
+        self._tell_subscribers(info.sequence)
+        return info.sequence
+
+    def acquire_newest(self, after: int = 0) -> FrameLease | None:
+        """Lease the newest frame whose sequence is above ``after``; None if there is none.
+
+        Raises:
+            FrameError: the ring is closed.
+        """
+        if self._closed:
+            raise FrameError(f"ring {self.spec.name!r} is closed")
+        granted = self._grant_newest(after, "in-process")
+        if granted is None:
+            return None
+        grant, memory = granted
+        return FrameLease(grant, memory, self._give_back)
+
+    def close(self) -> None:
+        """Hang up on readers and let go of the memory; idempotent.
+
+        Memory whose leases are still held is kept until their release.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._retired.append(self._current)
+        if self._server is not None:
+            self._server.close()
+        with self._lock:
+            self._settle()
+
+    def __enter__(self) -> FrameRing:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _check_write(self, pixels: UInt8Array, info: FrameInfo) -> None:
+        if self._closed:
+            raise FrameError(f"ring {self.spec.name!r} is closed")
+        check_size(pixels.size, info.format)
+        if info.sequence <= self._last_sequence:
+            raise FrameError(
+                "frame sequence does not increase",
+                expected=f"above {self._last_sequence}",
+                got=info.sequence,
+            )
+        if info.format.size_bytes > self.spec.max_slot_bytes:
+            raise FrameError(
+                f"frame is too large for ring {self.spec.name!r}",
+                expected=f"at most {self.spec.max_slot_bytes} bytes",
+                got=info.format.size_bytes,
+                mend="Raise max_slot_bytes if the camera is really that large.",
+            )
+        self._last_sequence = info.sequence
+
+    def _take_slot(self, size_bytes: int) -> tuple[_Epoch, int | None]:
+        """Choose where the next frame goes, in a new epoch if the current one will not do."""
+        with self._lock:
+            self._settle()
+            self._quarantine_overdue()
+            too_small = size_bytes > self._current.memory.slot_bytes
+            too_few = self._current.ledger.usable_slots < _MIN_USABLE_SLOTS
+            may_remake = len(self._retired) < _MAX_RETIRED_EPOCHS
+        if (too_small or too_few) and may_remake:
+            self._remake(max(size_bytes, self._current.memory.slot_bytes), larger=too_small)
+            too_small = False
+        with self._lock:
+            epoch = self._current
+            slot = None if too_small else epoch.ledger.take_slot(epoch.memory.must_wait)
+            if slot is None:
+                self._counts.dropped_all_slots_leased += 1
+            return epoch, slot
+
+    def _remake(self, slot_bytes: int, *, larger: bool) -> None:
+        """Begin a new epoch. The old memory stays until its last lease ends."""
+        fresh = self._allocate(self._current.ledger.epoch + 1, slot_bytes)
+        with self._lock:
+            self._retired.append(self._current)
+            self._current = fresh
+            if larger:
+                self._counts.remade_larger += self._counts.written > 0
+            else:
+                self._counts.remade_quarantined += 1
+            self._settle()
+
+    def _allocate(self, epoch: int, slot_bytes: int) -> _Epoch:
+        memory = self.transport.allocate(self.spec.slots, slot_bytes)
+        return _Epoch(SlotLedger(epoch, self.spec.slots), memory)
+
+    def _quarantine_overdue(self) -> None:
+        limit_ns = time.monotonic_ns() - int(self.spec.lease_overdue_s * 1e9)
+        for grant in self._current.ledger.quarantine(limit_ns):
+            self._counts.quarantined += 1
+            _LOG.warning(
+                "ring %r: %s has held frame %d for over %g s; its slot is set aside",
+                self.spec.name,
+                grant.reader,
+                grant.info.sequence,
+                self.spec.lease_overdue_s,
+            )
+
+    def _settle(self) -> None:
+        """Book the queued releases and free retired memory that nobody reads. Lock held."""
+        while True:
+            try:
+                release = self._releases.get_nowait()
+            except queue.Empty:
+                break
+            self._book(release)
+        for epoch in [epoch for epoch in self._retired if not epoch.ledger.grants]:
+            self._retired.remove(epoch)
+            epoch.memory.close()
+
+    def _book(self, release: _Release) -> None:
+        for epoch in (self._current, *self._retired):
+            if epoch.ledger.epoch == release.grant.epoch:
+                try:
+                    epoch.ledger.release(release.grant, release.read_done)
+                except FrameError as error:
+                    self._counts.stale_releases += 1
+                    _LOG.warning("ring %r: %s", self.spec.name, error)
+                else:
+                    self._counts.freed_by_death += release.by_death
+                return
+        self._counts.stale_releases += 1
+
+    def _grant_newest(self, after: int, reader: str) -> tuple[Grant, FrameMemory] | None:
+        with self._lock:
+            if self._closed:
+                return None
+            self._settle()
+            grant = self._current.ledger.grant_newest(after, reader, time.monotonic_ns())
+            self._counts.granted += grant is not None
+            return (grant, self._current.memory) if grant is not None else None
+
+    def _give_back(
+        self, grant: Grant, read_done: ReadDone | None, *, by_death: bool = False
+    ) -> None:
+        self._releases.put(_Release(grant, read_done, by_death))
+        if self._closed and self._lock.acquire(blocking=False):
+            try:
+                self._settle()
+            finally:
+                self._lock.release()
+
+    def _tell_subscribers(self, sequence: int) -> None:
+        for callback in self._subscribers:
+            try:
+                callback(sequence)
+            except Exception:
+                self._counts.subscriber_errors += 1
+                _LOG.exception("ring %r: a subscriber failed", self.spec.name)
+
+    def _notify_readers(self) -> None:
+        if self._server is not None:
+            self._server.notify()
+
+
+class _Desk:
+    """The ring as its lease server sees it."""
+
+    def __init__(self, ring: FrameRing) -> None:
+        self._ring = ring
+
+    def grant_newest(self, after: int, reader: str) -> tuple[Grant, FrameMemory] | None:
+        return self._ring._grant_newest(after, reader)
+
+    def give_back(self, grant: Grant, read_done: str | None) -> None:
+        self._ring._give_back(grant, read_done)
+
+    def take_from_dead(self, grant: Grant) -> None:
+        self._ring._give_back(grant, None, by_death=True)
