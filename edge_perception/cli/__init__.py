@@ -10,6 +10,8 @@ from typing import Optional, Sequence
 
 from edge_perception import __version__
 from edge_perception.errors import EdgePerceptionError
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser with every command."""
     parser = argparse.ArgumentParser(prog="edge-perception", description=__doc__)

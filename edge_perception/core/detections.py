@@ -61,6 +61,4 @@ class Detections:
     def select(self, index: npt.NDArray[np.bool_] | npt.NDArray[np.intp]) -> Detections:
         """Return the objects that a boolean mask or an index array names, in its order."""
         tracks = None if self.track_ids is None else self.track_ids[index]
-        return Detections(
-            self.boxes_xyxy[index], self.scores[index], self.class_ids[index], tracks
-        )
+        return Detections(self.boxes_xyxy[index], self.scores[index], self.class_ids[index], tracks)

@@ -164,7 +164,9 @@ def _build(kind: Type[T], where: str, value: object) -> T:
     try:
         return kind(**given)
     except TypeError as error:
-        raise ManifestError(f"{where} is incomplete or has a value of a wrong type: {error}") from error
+        raise ManifestError(
+            f"{where} is incomplete or has a value of a wrong type: {error}"
+        ) from error
 
 
 def _as_mapping(where: str, value: object) -> Mapping[str, Any]:

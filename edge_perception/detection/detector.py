@@ -1,0 +1,165 @@
+"""One image in, detections in source pixels out, with the time each stage took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import FrozenSet, Optional
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from edge_perception.backends.base import Backend
+from edge_perception.backends.store import load_manifest
+from edge_perception.core.detections import Detections
+from edge_perception.core.image import ImageFormat, UInt8Array
+from edge_perception.core.latency import SpanRecorder
+from edge_perception.core.letterbox import Letterbox
+from edge_perception.core.manifest import Manifest
+from edge_perception.detection.decoders import (
+    DECODERS,
+    SUPPRESSED_HEADS,
+    Candidates,
+    check_head,
+)
+from edge_perception.errors import ManifestError
+from edge_perception.gpu.preprocess import Preprocessor
+
+# More candidates than this are junk of a threshold near 0; suppression is quadratic in them.
+_MAX_CANDIDATES = 5000
+
+
+@dataclass(frozen=True)
+class DetectionSettings:
+    """What may change between two images.
+
+    ``score_threshold`` and ``nms_iou`` lie in 0..1; ``class_ids`` None keeps every class;
+    ``max_detections`` keeps the best.
+    """
+
+    score_threshold: float = 0.3
+    nms_iou: float = 0.65
+    class_ids: Optional[FrozenSet[int]] = None
+    max_detections: int = 300
+
+
+class Detector:
+    """A detector of any head family that the manifest may name; owned by one thread."""
+
+    def __init__(self, manifest: Manifest, backend: Backend) -> None:
+        """Check that manifest and model agree.
+
+        Raises:
+            ManifestError: names, shapes or dtypes of tensors differ, or the head does not fit.
+        """
+        _check_tensors(manifest, backend)
+        check_head(manifest)
+        self.manifest = manifest
+        self.backend = backend
+        self._preprocessor = Preprocessor(manifest.preprocessing)
+
+    def detect(
+        self,
+        pixels: UInt8Array,
+        image_format: ImageFormat,
+        settings: DetectionSettings,
+        recorder: SpanRecorder,
+    ) -> Detections:
+        """Find objects.
+
+        Args:
+            pixels: uint8 ``(n,)``, the bytes of the image as ``image_format`` says.
+            image_format: encoding and geometry.
+            settings: thresholds and filters for this image.
+            recorder: gets the spans "preprocess", "infer" and "postprocess".
+
+        Raises:
+            ImageError: the bytes do not fit the format.
+            EngineError: the model failed.
+        """
+        with recorder.stage("preprocess"):
+            tensor, letterbox = self._preprocessor(pixels, image_format)
+        with recorder.stage("infer"):
+            output = self.backend.infer([tensor])[0]
+        with recorder.stage("postprocess"):
+            return self._postprocess(output, letterbox, settings)
+
+    def _postprocess(
+        self, output: npt.NDArray[np.float32], letterbox: Letterbox, settings: DetectionSettings
+    ) -> Detections:
+        decode = DECODERS[self.manifest.head]
+        found = decode(output, self.manifest.preprocessing, settings.score_threshold)
+        index = _sound(found, len(self.manifest.class_names))
+        if settings.class_ids is not None:
+            index = index[np.isin(found.class_ids[index], list(settings.class_ids))]
+        index = index[np.argsort(-found.scores[index], kind="stable")][:_MAX_CANDIDATES]
+        if self.manifest.head not in SUPPRESSED_HEADS:
+            index = suppress(found, index, settings.nms_iou)
+        boxes = letterbox.to_source(found.boxes_xyxy[index])
+        seen = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        best = np.flatnonzero(seen)[: settings.max_detections]
+        scores = np.minimum(found.scores[index][best], 1)
+        return Detections(boxes[best], scores, found.class_ids[index][best])
+
+    def close(self) -> None:
+        """Release the backend."""
+        self.backend.close()
+
+
+def suppress(
+    found: Candidates, index: npt.NDArray[np.intp], nms_iou: float
+) -> npt.NDArray[np.intp]:
+    """Greedy non-maximum suppression within each class; keeps the order of ``index``."""
+    boxes = found.boxes_xyxy[index]
+    corner_and_size = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    kept = cv2.dnn.NMSBoxesBatched(
+        corner_and_size.tolist(),
+        found.scores[index].tolist(),
+        found.class_ids[index].tolist(),
+        0.0,
+        nms_iou,
+    )
+    return index[np.sort(np.asarray(kept, np.intp).reshape(-1))]
+
+
+def _sound(found: Candidates, class_count: int) -> npt.NDArray[np.intp]:
+    """Index of the candidates with finite, ordered boxes and a class that exists."""
+    boxes = found.boxes_xyxy
+    finite = np.isfinite(boxes).all(axis=1) & np.isfinite(found.scores)
+    with np.errstate(invalid="ignore"):  # NaN compares false, which is what is wanted
+        ordered = (boxes[:, 2:] >= boxes[:, :2]).all(axis=1)
+    known = (found.class_ids >= 0) & (found.class_ids < class_count)
+    return np.flatnonzero(finite & ordered & known)
+
+
+def _check_tensors(manifest: Manifest, backend: Backend) -> None:
+    for side in ("inputs", "outputs"):
+        promised, found = getattr(manifest, side), getattr(backend, side)
+        if promised != found:
+            raise ManifestError(
+                f"manifest {manifest.name!r} and its model disagree on {side}",
+                expected=f"{promised}",
+                got=found,
+                mend="Export the model again together with its manifest.",
+            )
+
+
+def open_detector(manifest_path: Path, threads: int = 0) -> Detector:
+    """Load the model that a manifest names on the CPU, and warm it up. The caller closes it.
+
+    Raises:
+        ManifestError: the manifest is malformed or disagrees with its model.
+        EngineError: the model cannot be loaded.
+    """
+    from edge_perception.backends.onnxruntime import OnnxRuntimeBackend
+
+    manifest, model = load_manifest(manifest_path)
+    backend = OnnxRuntimeBackend(model, threads)
+    try:
+        detector = Detector(manifest, backend)
+        backend.warm_up()
+    except BaseException:
+        backend.close()
+        raise
+    return detector

@@ -1,0 +1,169 @@
+"""What every managed node here shares: parameters, 1 Hz diagnostics, and a way to fail safely."""
+
+from __future__ import annotations
+
+import abc
+from typing import Dict, Mapping, Optional, Sequence, Tuple
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.timer import Timer
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.parameter import Parameter
+
+from edge_perception.errors import EdgePerceptionError
+from edge_perception.nodes.messages import to_diagnostic_array, to_status
+from edge_perception.nodes.params import Declaration, declare, value_of
+
+AUTOSTART = Declaration(
+    "autostart", False, "Configure and activate the node by itself when its process starts."
+)
+DIAGNOSTICS_PERIOD_S = 1.0
+
+Health = Tuple[bytes, str]
+
+
+class DiagnosedNode(LifecycleNode, abc.ABC):
+    """A managed node that reports on ``/diagnostics`` and survives its own errors.
+
+    Subclasses implement ``configure``, ``activate``, ``deactivate``, ``cleanup`` and ``counters``;
+    errors raised on purpose inside the first two become a failed transition with the reason in
+    the log and in diagnostics, never a dead process.
+    """
+
+    def __init__(self, name: str, table: Sequence[Declaration], **node_options: object) -> None:
+        super().__init__(name, **node_options)
+        self._table: Dict[str, Declaration] = {entry.name: entry for entry in (*table, AUTOSTART)}
+        declare(self, tuple(self._table.values()))
+        self._failure: Optional[str] = None
+        self._configured = False
+        self._active = False
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._diagnostics_timer: Timer = self.create_timer(
+            DIAGNOSTICS_PERIOD_S, self.publish_diagnostics
+        )
+        self.add_on_set_parameters_callback(self._check_parameters)
+
+    @abc.abstractmethod
+    def configure(self) -> None:
+        """Acquire what the node needs; raise an ``EdgePerceptionError`` where that fails."""
+
+    @abc.abstractmethod
+    def cleanup(self) -> None:
+        """Give everything back; called also after a ``configure`` that failed midway."""
+
+    def activate(self) -> None:
+        """Begin to work."""
+
+    def deactivate(self) -> None:
+        """Stop working; what was acquired stays."""
+
+    @abc.abstractmethod
+    def counters(self) -> Mapping[str, object]:
+        """Return what diagnostics tell."""
+
+    def health(self) -> Health:
+        """Return the diagnostics' level and message while active; overridden where more is known."""
+        return DiagnosticStatus.OK, "active"
+
+    def apply_parameters(self, changed: Mapping[str, object]) -> None:
+        """Take over parameters that changed at run time; raise to refuse."""
+
+    # The transitions, as rclpy calls them.
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Run ``configure``."""
+        try:
+            self.configure()
+        except EdgePerceptionError as error:
+            self._tell_failure(f"cannot configure: {error}")
+            self.cleanup()
+            return TransitionCallbackReturn.FAILURE
+        self._failure = None
+        self._configured = True
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Run ``activate`` once the publishers are active."""
+        result = super().on_activate(state)
+        try:
+            self.activate()
+        except EdgePerceptionError as error:
+            self._tell_failure(f"cannot activate: {error}")
+            return TransitionCallbackReturn.FAILURE
+        self._active = True
+        return result
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Run ``deactivate``."""
+        self._active = False
+        self.deactivate()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Run ``cleanup``."""
+        self._configured = False
+        self.cleanup()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop and give everything back, from whatever state."""
+        self.stop()
+        return TransitionCallbackReturn.SUCCESS
+
+    def stop(self) -> None:
+        """Give everything back when the process ends; may be called in any state, and twice."""
+        if self._active:
+            self._active = False
+            self.deactivate()
+        if self._configured:
+            self._configured = False
+            self.cleanup()
+
+    def fail(self, reason: str) -> None:
+        """Leave a node whose work cannot go on unconfigured, able to be configured again."""
+        self._tell_failure(reason)
+        if self._active:
+            self.trigger_deactivate()
+        if self._configured:
+            self.trigger_cleanup()
+
+    def _tell_failure(self, reason: str) -> None:
+        self._failure = reason
+        self.get_logger().error(reason)
+        self.publish_diagnostics()
+
+    # Diagnostics and parameters.
+
+    def publish_diagnostics(self) -> None:
+        """Publish one status named after the node."""
+        level, message = self._health()
+        values = self.counters() if self._configured else {}
+        status = to_status(self.get_fully_qualified_name().lstrip("/"), level, message, values)
+        header = DiagnosticArray().header
+        header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(to_diagnostic_array(header, status))
+
+    def _health(self) -> Health:
+        if self._failure is not None:
+            return DiagnosticStatus.ERROR, self._failure
+        if not self._active:
+            return DiagnosticStatus.STALE, "inactive" if self._configured else "unconfigured"
+        return self.health()
+
+    def _check_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
+        fixed = [p.name for p in parameters if p.name in self._table and self._table[p.name].fixed]
+        if fixed and self._configured:
+            reason = f"{', '.join(fixed)} cannot change while configured; clean the node up first"
+            return SetParametersResult(successful=False, reason=reason)
+        changed = {p.name: p.value for p in parameters if p.name in self._table}
+        try:
+            if self._configured:
+                self.apply_parameters({**self.parameter_values(), **changed})
+        except EdgePerceptionError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+    def parameter_values(self) -> Mapping[str, object]:
+        """Return every declared parameter of this node."""
+        return {name: value_of(self, name) for name in self._table}

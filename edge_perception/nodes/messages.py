@@ -1,0 +1,112 @@
+"""Conversions between this package's types and ROS messages."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from typing import Mapping, Optional, Sequence
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+from vision_msgs.msg import Detection2D, Detection2DArray, LabelInfo, ObjectHypothesisWithPose
+from vision_msgs.msg import VisionClass
+
+from edge_perception.core.detections import Detections
+from edge_perception.core.image import UInt8Array
+
+_NS = 1_000_000_000
+
+
+def to_nanoseconds(stamp: Time) -> int:
+    """Return a message's time in nanoseconds."""
+    return int(stamp.sec) * _NS + int(stamp.nanosec)
+
+
+def to_time(stamp_ns: int) -> Time:
+    """Return nanoseconds as a message's time."""
+    return Time(sec=stamp_ns // _NS, nanosec=stamp_ns % _NS)
+
+
+def to_header(stamp_ns: int, frame_id: str) -> Header:
+    """Return a header."""
+    return Header(stamp=to_time(stamp_ns), frame_id=frame_id)
+
+
+def to_detection2d_array(
+    detections: Detections, header: Header, class_names: Sequence[str]
+) -> Detection2DArray:
+    """Return detections as a message in source pixels; ``id`` is the track, empty without one."""
+    message = Detection2DArray(header=header)
+    tracks = detections.track_ids
+    message.detections = [
+        _to_detection2d(header, box, score, class_names[class_id], _track_name(tracks, i))
+        for i, (box, score, class_id) in enumerate(
+            zip(
+                detections.boxes_xyxy.tolist(),
+                detections.scores.tolist(),
+                detections.class_ids.tolist(),
+            )
+        )
+    ]
+    return message
+
+
+def _track_name(track_ids: Optional[np.ndarray], index: int) -> str:  # type: ignore[type-arg]
+    if track_ids is None or track_ids[index] < 0:
+        return ""
+    return str(int(track_ids[index]))
+
+
+def _to_detection2d(
+    header: Header, box_xyxy: Sequence[float], score: float, class_name: str, track: str
+) -> Detection2D:
+    x1, y1, x2, y2 = box_xyxy
+    result = ObjectHypothesisWithPose()
+    result.hypothesis.class_id = class_name
+    result.hypothesis.score = score
+    detection = Detection2D(header=header, results=[result], id=track)
+    detection.bbox.center.position.x = (x1 + x2) / 2
+    detection.bbox.center.position.y = (y1 + y2) / 2
+    detection.bbox.size_x = x2 - x1
+    detection.bbox.size_y = y2 - y1
+    return detection
+
+
+def to_label_info(class_names: Sequence[str], threshold: float, header: Header) -> LabelInfo:
+    """Return the class table that readers of ``detections`` may need."""
+    classes = [VisionClass(class_id=i, class_name=name) for i, name in enumerate(class_names)]
+    return LabelInfo(header=header, class_map=classes, threshold=threshold)
+
+
+def to_status(
+    name: str, level: bytes, message: str, values: Mapping[str, object]
+) -> DiagnosticStatus:
+    """Return one diagnostic status; numbers are written as JSON so that they parse back."""
+    pairs = [
+        KeyValue(key=key, value=value if isinstance(value, str) else json.dumps(value))
+        for key, value in values.items()
+    ]
+    return DiagnosticStatus(name=name, level=level, message=message, values=pairs)
+
+
+def to_diagnostic_array(header: Header, *statuses: DiagnosticStatus) -> DiagnosticArray:
+    """Return statuses under a header."""
+    return DiagnosticArray(header=header, status=list(statuses))
+
+
+def from_status(status: DiagnosticStatus) -> Mapping[str, str]:
+    """Return a status's pairs."""
+    return {pair.key: pair.value for pair in status.values}
+
+
+def to_image(pixels_bgr: UInt8Array, header: Header) -> Image:
+    """Return uint8 ``(height, width, 3)`` as a bgr8 message; one copy of the pixels."""
+    height, width = pixels_bgr.shape[:2]
+    data = array("B")
+    data.frombytes(memoryview(np.ascontiguousarray(pixels_bgr)).cast("B"))
+    return Image(
+        header=header, height=height, width=width, encoding="bgr8", step=width * 3, data=data
+    )

@@ -1,0 +1,98 @@
+"""Running managed nodes in one process: one executor and one thread a node.
+
+The MultiThreadedExecutor is avoided: it submits the same ready handle again and again and starves
+images (docs/adr/0002-one-thread-a-node.md has the figures).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import signal
+import sys
+import threading
+from typing import Callable, List, Optional, Sequence
+
+import rclpy
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+
+END_WITH_PARENT = "EDGE_PERCEPTION_END_WITH_PARENT"
+_PR_SET_PDEATHSIG = 1
+
+
+def run(make_nodes: Callable[[], Sequence[LifecycleNode]]) -> int:
+    """Initialise ROS, spin the nodes until shutdown, and return the exit status."""
+    end_with_parent()
+    rclpy.init(args=sys.argv)
+    nodes: Sequence[LifecycleNode] = []
+    try:
+        nodes = make_nodes()
+        started = all([autostart(node) for node in nodes])
+        if not started:
+            return 1
+        gc.collect()
+        gc.freeze()  # what lives until the end need not be walked by every collection
+        spin(nodes)
+        return 0
+    except (KeyboardInterrupt, ExternalShutdownException):
+        return 0
+    finally:
+        for node in nodes:
+            node.destroy_node()
+        rclpy.try_shutdown()
+
+
+def spin(nodes: Sequence[LifecycleNode]) -> None:
+    """Spin each node in a thread of its own until ROS shuts down."""
+    executors: List[SingleThreadedExecutor] = []
+    threads: List[threading.Thread] = []
+    for node in nodes:
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        executors.append(executor)
+        threads.append(
+            threading.Thread(target=_spin_until_shutdown, args=(executor,), name=node.get_name())
+        )
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            while thread.is_alive():  # join with a timeout lets signals through
+                thread.join(timeout=0.5)
+    finally:
+        rclpy.try_shutdown()
+        for thread in threads:
+            thread.join()
+        for executor in executors:
+            executor.shutdown()
+
+
+def _spin_until_shutdown(executor: SingleThreadedExecutor) -> None:
+    try:
+        executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+
+
+def autostart(node: LifecycleNode) -> bool:
+    """Configure and activate a node whose parameter ``autostart`` says so; tell whether it went."""
+    if not node.get_parameter("autostart").value:
+        return True
+    for transition in (node.trigger_configure, node.trigger_activate):
+        if transition() != TransitionCallbackReturn.SUCCESS:
+            return False
+    return True
+
+
+def end_with_parent(requested: Optional[str] = None) -> None:
+    """Ask the kernel to interrupt this process when its parent is gone.
+
+    Only where the launch file asked for it by the environment: a node started by hand or by an
+    init system may well outlive its parent.
+    """
+    if requested is None:
+        requested = os.environ.get(END_WITH_PARENT, "")
+    if requested == "1" and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
