@@ -27,9 +27,10 @@ DETECTIONS = "vision_msgs/msg/Detection2DArray"
 IMAGE_TYPES = frozenset({COMPRESSED_IMAGE, IMAGE})
 STAMPED_TYPES = frozenset({*IMAGE_TYPES, CAMERA_INFO, DETECTIONS})
 
-Buffer = bytes | bytearray | memoryview
+Buffer = bytes | memoryview
 _NS = 1_000_000_000
 _STAMP = slice(4, 12)
+SHORTEST_STAMPED_BYTES = _STAMP.stop
 
 
 @dataclass(frozen=True)

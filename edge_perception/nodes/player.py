@@ -1,0 +1,255 @@
+"""The player node: a recording or a live device as a camera on the network.
+
+Messages keep the topics they were recorded on; remap them like any node's. They are published as
+the serialised bytes that the source yields, never deserialised on the way, except ground truth,
+whose inner stamps move too.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from rclpy.duration import Duration
+from rclpy.lifecycle import LifecyclePublisher
+from rclpy.qos import QoSProfile
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.timer import Timer
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from vision_msgs.msg import Detection2DArray
+
+from edge_perception.errors import EdgePerceptionError
+from edge_perception.nodes.managed import ManagedNode
+from edge_perception.nodes.messages import to_time
+from edge_perception.nodes.params import Declaration
+from edge_perception.nodes.runner import run
+from edge_perception.replay import messages
+from edge_perception.replay.playback import Playback, PlayOptions
+from edge_perception.replay.schedule import MAX_RATE, MIN_RATE
+from edge_perception.replay.sources import DEFAULT_FPS, Source, open_source
+
+TABLE = (
+    Declaration("source", "", "Bag, folder of images, video file or /dev/videoN.", fixed=True),
+    Declaration(
+        "rate", 1.0, "Speed relative to the recording.", bounds=(MIN_RATE, MAX_RATE), fixed=True
+    ),
+    Declaration(
+        "fps",
+        0.0,
+        "Images a second, evenly spaced; 0 keeps the recorded times.",
+        bounds=(0.0, 1000.0),
+        fixed=True,
+    ),
+    Declaration("loop", False, "Start again at the end, without a gap.", fixed=True),
+    Declaration(
+        "stamps",
+        "shifted",
+        "shifted: headers are moved to now; recorded: they are kept and /clock is published.",
+        fixed=True,
+    ),
+    Declaration("topics", [], "Recorded topics to play; empty for all.", fixed=True),
+    Declaration(
+        "wait_for_subscribers",
+        1,
+        "Subscribers that each image topic must have before playing starts; 0 starts at once.",
+        bounds=(0, 64),
+        fixed=True,
+    ),
+    Declaration(
+        "wait_timeout_s",
+        30.0,
+        "Playing starts after this many seconds also without the subscribers.",
+        bounds=(0.0, 3600.0),
+        fixed=True,
+    ),
+    Declaration(
+        "exit_at_end", True, "End the process when the recording has been played.", fixed=True
+    ),
+    Declaration("ledger", "", "File for one JSON line a message sent; empty for none.", fixed=True),
+)
+
+_MESSAGE_CLASSES: Mapping[str, type] = {
+    messages.COMPRESSED_IMAGE: CompressedImage,
+    messages.IMAGE: Image,
+    messages.CAMERA_INFO: CameraInfo,
+    messages.DETECTIONS: Detection2DArray,
+}
+_CLOCK_PERIOD_S = 0.01
+# A matched writer may know of its reader before the reader knows of it; best-effort messages sent
+# in between are lost.
+_SETTLE_S = 0.3
+_ACKNOWLEDGE_S = 2.0
+_QOS_DEPTH = 10
+
+
+class PlayerNode(ManagedNode):
+    """Plays one source from activation to deactivation, or to its end."""
+
+    def __init__(self, **node_options: Any) -> None:
+        super().__init__("player", TABLE, **node_options)
+        self.exit_status = 0
+        self._source: Source | None = None
+        self._options = PlayOptions()
+        self._publishers_by_topic: dict[str, LifecyclePublisher] = {}
+        self._playback: Playback | None = None
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._clock_publisher: LifecyclePublisher | None = None
+        self._clock_timer: Timer | None = None
+
+    def configure(self) -> None:
+        """Open the source, to see what it holds, and advertise its topics."""
+        values = self.parameter_values()
+        self._options = PlayOptions(
+            rate=float(values["rate"]),
+            fps=float(values["fps"]),
+            loop=bool(values["loop"]),
+            stamps=str(values["stamps"]),
+            topics=frozenset(values["topics"] or ()),
+        )
+        self._source = open_source(str(values["source"]), self._options.fps or DEFAULT_FPS)
+        with self._source:  # closed again: readers may be bound to the thread that opens them
+            topics = dict(self._source.topics)
+        for topic, msgtype in topics.items():
+            if not self._options.topics or topic in self._options.topics:
+                self._publishers_by_topic[topic] = self._advertise(topic, msgtype)
+        if self._options.stamps == "recorded":
+            self._clock_publisher = self.create_lifecycle_publisher(Clock, "/clock", 10)
+
+    def _advertise(self, topic: str, msgtype: str) -> LifecyclePublisher:
+        return self.create_lifecycle_publisher(
+            _MESSAGE_CLASSES[msgtype],
+            topic,
+            QoSProfile(depth=_QOS_DEPTH),
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
+
+    def activate(self) -> None:
+        """Start the playing thread."""
+        assert self._source is not None
+        ledger = str(self.parameter_values()["ledger"])
+        self._playback = Playback(
+            self._source, self._options, self._publish, Path(ledger) if ledger else None
+        )
+        if self._clock_publisher is not None:
+            self._clock_timer = self.create_timer(_CLOCK_PERIOD_S, self._publish_clock)
+        self._stopping.clear()
+        self._thread = threading.Thread(target=self._play, name="playback", daemon=True)
+        self._thread.start()
+
+    def deactivate(self) -> None:
+        """Stop playing; the next activation starts over."""
+        self._stopping.set()
+        if self._playback is not None:
+            self._playback.stop()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        self._thread = None
+        if self._clock_timer is not None:
+            self.destroy_timer(self._clock_timer)
+            self._clock_timer = None
+
+    def cleanup(self) -> None:
+        """Take the topics back."""
+        for publisher in self._publishers_by_topic.values():
+            self.destroy_publisher(publisher)
+        self._publishers_by_topic = {}
+        if self._clock_publisher is not None:
+            self.destroy_publisher(self._clock_publisher)
+            self._clock_publisher = None
+        self._source = None
+
+    def counters(self) -> Mapping[str, object]:
+        """Return what was played and how late the player itself was, in milliseconds."""
+        if self._playback is None:
+            return {}
+        counts = asdict(self._playback.counts())
+        lateness = counts.pop("lateness")
+        return {**counts, **{f"lateness_{name}_ms": value for name, value in lateness.items()}}
+
+    def _publish(self, topic: str, cdr: bytes) -> None:
+        publisher = self._publishers_by_topic.get(topic)
+        if publisher is not None:
+            publisher.publish(cdr)
+
+    def _publish_clock(self) -> None:
+        now_ns = None if self._playback is None else self._playback.recorded_now_ns()
+        if now_ns is not None and self._clock_publisher is not None:
+            self._clock_publisher.publish(Clock(clock=to_time(now_ns)))
+
+    # The playing thread.
+
+    def _play(self) -> None:
+        assert self._playback is not None
+        try:
+            if self._await_subscribers():
+                self._playback.run()
+        except EdgePerceptionError as error:
+            self.exit_status = 1
+            self.get_logger().error(f"playing ended early: {error}")
+        except Exception as error:  # the context was shut down while a message was on its way
+            if rclpy.ok():
+                raise
+            self.get_logger().debug(f"shut down while playing: {error}")
+        if not self._stopping.is_set():
+            self._finish()
+
+    def _await_subscribers(self) -> bool:
+        """Wait until each image topic has its subscribers; False if stopped meanwhile."""
+        wanted = int(self.parameter_values()["wait_for_subscribers"])  # type: ignore[call-overload]
+        timeout_s = float(self.parameter_values()["wait_timeout_s"])  # type: ignore[arg-type]
+        if wanted == 0:
+            return True
+        waited_s = 0.0
+        while waited_s < timeout_s and self._fewest_subscribers() < wanted:
+            if self._stopping.wait(0.05):
+                return False
+            waited_s += 0.05
+        if self._fewest_subscribers() < wanted:
+            self.get_logger().warning(f"playing without {wanted} subscribers to each image topic")
+        return not self._stopping.wait(_SETTLE_S)
+
+    def _fewest_subscribers(self) -> int:
+        assert self._source is not None
+        image_topics = [
+            topic
+            for topic in self._publishers_by_topic
+            if self._source.topics[topic] in messages.IMAGE_TYPES
+        ]
+        counts = [self._publishers_by_topic[t].get_subscription_count() for t in image_topics]
+        return min(counts, default=0)
+
+    def _finish(self) -> None:
+        assert self._playback is not None
+        for publisher in self._publishers_by_topic.values():
+            publisher.wait_for_all_acked(Duration(seconds=_ACKNOWLEDGE_S))
+        counts = self._playback.counts()
+        self.get_logger().info(
+            f"played {counts.images} images in {counts.passes} passes;"
+            f" late p50 {counts.lateness.p50} ms, max {counts.lateness.max} ms"
+        )
+        self.publish_diagnostics()
+        if bool(self.parameter_values()["exit_at_end"]):
+            rclpy.try_shutdown()
+
+
+def main() -> int:
+    """Run the player as a process; the exit status is 1 if the source failed while playing."""
+    nodes: list[PlayerNode] = []
+
+    def make_nodes() -> list[PlayerNode]:
+        nodes.append(PlayerNode())
+        return nodes
+
+    status = run(make_nodes)
+    return status or nodes[0].exit_status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
