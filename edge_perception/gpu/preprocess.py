@@ -180,3 +180,13 @@ def _resize(picture: UInt8Array, width: int, height: int) -> UInt8Array:
         cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8
     )
     return resized[:, :, np.newaxis] if resized.ndim == 2 else resized
+
+
+def to_bgr(pixels: UInt8Array, image_format: ImageFormat) -> UInt8Array:
+    """Return an image of any encoding as contiguous uint8 ``(height, width, 3)``, for people.
+
+    Raises:
+        ImageError: the bytes do not fit the format.
+    """
+    picture, (red, green, blue) = _channels(ImageRegion(pixels, image_format))
+    return np.ascontiguousarray(picture[:, :, [blue, green, red]])
