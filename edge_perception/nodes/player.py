@@ -30,11 +30,11 @@ from edge_perception.nodes.messages import to_time
 from edge_perception.nodes.params import Declaration
 from edge_perception.nodes.runner import run
 from edge_perception.replay import messages
-from edge_perception.replay.playback import Playback, PlayOptions
+from edge_perception.replay.playback import STAMPS, Playback, PlayOptions
 from edge_perception.replay.schedule import MAX_RATE, MIN_RATE
 from edge_perception.replay.sources import DEFAULT_FPS, Source, open_source
 
-TABLE = (
+PARAMETERS = (
     Declaration("source", "", "Bag, folder of images, video file or /dev/videoN.", fixed=True),
     Declaration(
         "rate", 1.0, "Speed relative to the recording.", bounds=(MIN_RATE, MAX_RATE), fixed=True
@@ -51,6 +51,7 @@ TABLE = (
         "stamps",
         "shifted",
         "shifted: headers are moved to now; recorded: they are kept and /clock is published.",
+        choices=STAMPS,
         fixed=True,
     ),
     Declaration("topics", [], "Recorded topics to play; empty for all.", fixed=True),
@@ -92,7 +93,7 @@ class PlayerNode(ManagedNode):
     """Plays one source from activation to deactivation, or to its end."""
 
     def __init__(self, **node_options: Any) -> None:
-        super().__init__("player", TABLE, **node_options)
+        super().__init__("player", PARAMETERS, **node_options)
         self.exit_status = 0
         self._source: Source | None = None
         self._options = PlayOptions()

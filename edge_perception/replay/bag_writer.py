@@ -29,6 +29,7 @@ class BagWriter:
 
     Raises:
         BagError: ``path`` does not end in .mcap, or its folder cannot be written.
+
     """
 
     def __init__(

@@ -56,6 +56,7 @@ def read_stamp_ns(cdr: Buffer) -> int:
 
     Raises:
         ValueError: fewer bytes than a header needs.
+
     """
     if len(cdr) < _STAMP.stop:
         raise ValueError(f"a stamped message has at least {_STAMP.stop} bytes, got {len(cdr)}")
@@ -101,6 +102,7 @@ def serialize_image(
 
     Raises:
         ImageError: an encoding or size that ``ImageFormat.packed`` does not accept.
+
     """
     packed = ImageFormat.packed(encoding, *pixels.shape[:2])
     data = np.ascontiguousarray(pixels).reshape(-1)
@@ -121,6 +123,7 @@ def serialize_camera_info(
         frame_id: the optical frame (REP-103).
         size_px: height, width.
         intrinsics: float64 ``(3, 3)``: fx, fy, cx, cy in pixels.
+
     """
     height, width = size_px
     projection = np.zeros((3, 4))
@@ -153,6 +156,7 @@ def serialize_detections(
 
     Raises:
         ValueError: the numbers of boxes, names and scores differ.
+
     """
     header = _header(stamp_ns, frame_id)
     told = np.ones(len(class_names), np.float32) if scores is None else scores

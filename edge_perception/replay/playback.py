@@ -38,6 +38,7 @@ class PlayOptions:
 
     Raises:
         ConfigError: unknown ``stamps``, or both a rate and a fixed frame rate.
+
     """
 
     rate: float = 1.0
@@ -117,6 +118,7 @@ class Playback:
 
         Raises:
             BagError: the source turns out to be damaged, or the ledger cannot be written.
+
         """
         with ExitStack() as resources:
             resources.enter_context(self._source)
@@ -224,6 +226,7 @@ def read_ledger(path: Path) -> list[SentMessage]:
 
     Raises:
         BagError: it is missing or not a ledger.
+
     """
     try:
         lines = path.read_text().splitlines()

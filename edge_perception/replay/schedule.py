@@ -68,6 +68,7 @@ class EvenTimes:
 
     Raises:
         ConfigError: fewer than two different times, or a frame rate that is not positive.
+
     """
 
     image_times_ns: Sequence[int]

@@ -129,6 +129,7 @@ def open_source(where: str, fps: float = DEFAULT_FPS) -> Source:
 
     Raises:
         BagError: nothing there, or a ROS 1 bag.
+
     """
     # Imported here: an image folder needs neither OpenCV nor rosbags' readers.
     if re.fullmatch(r"/dev/video\d+", where):

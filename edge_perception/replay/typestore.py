@@ -35,6 +35,7 @@ def find_vision_msgs() -> Path:
 
     Raises:
         BagError: neither the source tree nor any ament prefix holds them.
+
     """
     folders = list(_definition_folders())
     for folder in folders:
@@ -53,6 +54,7 @@ def load_typestore() -> Typestore:
 
     Raises:
         BagError: the definitions of ``vision_msgs`` were not found.
+
     """
     store = get_typestore(Stores.ROS2_JAZZY)
     types = {}
