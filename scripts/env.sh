@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # The environment of this repository: source it, or let it run one command.
 #
 #   . scripts/env.sh            for this shell

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy.typing as npt
 
@@ -20,8 +21,8 @@ class Backend(Protocol):
     """
 
     name: str
-    inputs: Tuple[TensorSpec, ...]
-    outputs: Tuple[TensorSpec, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
 
     def infer(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """Run the model once."""

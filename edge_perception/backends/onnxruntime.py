@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional, Sequence, Tuple
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -42,7 +43,7 @@ class OnnxRuntimeBackend:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         try:
-            self._session: Optional[Any] = onnxruntime.InferenceSession(
+            self._session: Any | None = onnxruntime.InferenceSession(
                 model.read_bytes(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime raises its own classes straight from Exception
@@ -57,7 +58,7 @@ class OnnxRuntimeBackend:
         """Run the model once; see ``Backend``."""
         if self._session is None:
             raise EngineError("the model was closed", mend="Configure the node again.")
-        feed = {spec.name: tensor for spec, tensor in zip(self.inputs, tensors)}
+        feed = {spec.name: tensor for spec, tensor in zip(self.inputs, tensors, strict=True)}
         results: Sequence[Tensor] = self._session.run(None, feed)
         return results
 
@@ -70,7 +71,7 @@ class OnnxRuntimeBackend:
         self._session = None
 
 
-def _tensor_specs(arguments: Sequence[Any]) -> Tuple[TensorSpec, ...]:
+def _tensor_specs(arguments: Sequence[Any]) -> tuple[TensorSpec, ...]:
     for argument in arguments:
         if not all(isinstance(side, int) and side > 0 for side in argument.shape):
             raise EngineError(

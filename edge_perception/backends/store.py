@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Tuple
 
 import yaml
 
@@ -12,7 +11,7 @@ from edge_perception.core.manifest import Manifest, parse_manifest
 from edge_perception.errors import ManifestError
 
 
-def load_manifest(path: Path) -> Tuple[Manifest, Path]:
+def load_manifest(path: Path) -> tuple[Manifest, Path]:
     """Read a manifest and check its model's hash.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The command line: ``edge-perception COMMAND ...``; argument parsing only, the work is elsewhere."""
+"""The command line, ``edge-perception COMMAND``: arguments only, the work is elsewhere."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import importlib
 import pkgutil
 import sys
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 from edge_perception import __version__
 from edge_perception.errors import EdgePerceptionError
@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; an error raised on purpose is told in one line, with exit status 2."""
     options = build_parser().parse_args(arguments)
     try:

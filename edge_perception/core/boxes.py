@@ -28,7 +28,7 @@ def box_areas(boxes_xyxy: Float32Array) -> Float32Array:
 
 
 def iou_matrix(first_xyxy: Float32Array, second_xyxy: Float32Array) -> npt.NDArray[np.float32]:
-    """Return intersection over union ``(N, M)`` of N boxes with M boxes; 0 where neither has area."""
+    """Return intersection over union ``(N, M)``; 0 where neither box has an area."""
     upper_left = np.maximum(first_xyxy[:, None, :2], second_xyxy[None, :, :2])
     lower_right = np.minimum(first_xyxy[:, None, 2:], second_xyxy[None, :, 2:])
     overlap = np.clip(lower_right - upper_left, 0, None).prod(axis=2)

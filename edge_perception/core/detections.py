@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +27,7 @@ class Detections:
     boxes_xyxy: Float32Array
     scores: Float32Array
     class_ids: Int32Array
-    track_ids: Optional[Int32Array] = None
+    track_ids: Int32Array | None = None
 
     def __post_init__(self) -> None:
         count = len(self.scores)

@@ -6,9 +6,9 @@ they are what cameras send to detectors. Anything else is the business of ``cv_b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Mapping, Tuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,7 @@ PACKED_BYTES_PER_PIXEL: Mapping[str, int] = MappingProxyType(
 )
 _HALF_WIDTH_CHROMA = frozenset({"yuv422", "uyvy", "yuv422_yuy2", "yuyv"})
 _HALF_SIZE_CHROMA = frozenset({"nv12"})
-ENCODINGS: Tuple[str, ...] = (*PACKED_BYTES_PER_PIXEL, "nv12")
+ENCODINGS: tuple[str, ...] = (*PACKED_BYTES_PER_PIXEL, "nv12")
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def view_image(data: UInt8Array, image_format: ImageFormat) -> UInt8Array:
     channels = PACKED_BYTES_PER_PIXEL.get(image_format.encoding, 1)
     shape = (image_format.rows, image_format.width, channels)
     strides = (image_format.step, channels, 1)
-    view = np.ndarray(shape, np.uint8, buffer=data.data, strides=strides)
+    view: UInt8Array = np.ndarray(shape, np.uint8, buffer=data.data, strides=strides)
     return view[:, :, 0] if channels == 1 else view
 
 

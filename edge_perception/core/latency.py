@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Deque, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence
 
 import numpy as np
 
@@ -19,8 +19,21 @@ import numpy as np
 SAMPLES_NEEDED: Mapping[str, int] = {"p50": 1, "p90": 10, "p99": 100, "p99_9": 10_000}
 _QUANTILES: Mapping[str, float] = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99_9": 99.9}
 
-# The stages of one image's way, in order. The last is measured by whoever listens.
-STAGES = ("receive", "decode", "wait", "preprocess", "infer", "postprocess", "publish")
+# The stages of one image's way, in order. "receive" runs from the sensor's stamp to the camera
+# node's callback, "wait" from the decoded frame to the detector's turn (the write into the ring
+# included), "deliver" from the end of publishing to the planner's callback. Together they make
+# "end_to_end"; "track" is there only while tracking is on.
+STAGES = (
+    "receive",
+    "decode",
+    "wait",
+    "preprocess",
+    "infer",
+    "postprocess",
+    "track",
+    "publish",
+    "deliver",
+)
 
 
 @dataclass(frozen=True)
@@ -28,17 +41,17 @@ class LatencySummary:
     """Percentiles of ``n`` durations in milliseconds; None where ``n`` is too small to tell."""
 
     n: int
-    p50: Optional[float]
-    p90: Optional[float]
-    p99: Optional[float]
-    p99_9: Optional[float]
-    max: Optional[float]
+    p50: float | None
+    p90: float | None
+    p99: float | None
+    p99_9: float | None
+    max: float | None
 
     @classmethod
     def of_ns(cls, durations_ns: Sequence[int] | Iterable[int]) -> LatencySummary:
         """Summarise durations in nanoseconds."""
         samples_ms = np.fromiter(durations_ns, np.float64) / 1e6
-        told: Dict[str, Optional[float]] = {
+        told: dict[str, float | None] = {
             name: float(np.percentile(samples_ms, _QUANTILES[name]))
             if samples_ms.size >= needed
             else None
@@ -66,7 +79,7 @@ class SpanRecorder:
     """Collects the spans of one frame in the order in which they end."""
 
     def __init__(self) -> None:
-        self.spans: List[StageSpan] = []
+        self.spans: list[StageSpan] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -90,12 +103,12 @@ class LatencyWindow:
     """
 
     capacity: int = 10_000
-    _samples: Dict[str, Deque[int]] = field(default_factory=dict)
+    _samples: dict[str, deque[int]] = field(default_factory=dict)
 
     def add(self, stage: str, duration_ns: int) -> None:
         """Remember one duration; the oldest goes when the window is full."""
         self._samples.setdefault(stage, deque(maxlen=self.capacity)).append(duration_ns)
 
-    def summaries(self) -> Dict[str, LatencySummary]:
+    def summaries(self) -> dict[str, LatencySummary]:
         """Summarise every stage seen so far."""
         return {stage: LatencySummary.of_ns(samples) for stage, samples in self._samples.items()}

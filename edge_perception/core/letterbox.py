@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Tuple
 
 import numpy as np
 
@@ -29,15 +28,15 @@ class Letterbox:
     pad_left: int
 
     @classmethod
-    def fit(cls, source: Tuple[int, int], target: Tuple[int, int], align: str) -> Letterbox:
+    def fit(cls, source: tuple[int, int], target: tuple[int, int], align: str) -> Letterbox:
         """Fit ``source`` (height, width) into ``target`` (height, width).
 
         ``align`` is "center" (YOLOv5 and later, odd pixel to the bottom and right) or "top_left"
         (YOLOX).
         """
         ratio = min(target[0] / source[0], target[1] / source[1])
-        resized = [max(1, min(t, round(s * ratio))) for s, t in zip(source, target)]
-        spare = [t - r for t, r in zip(target, resized)]
+        resized = [max(1, min(t, round(s * ratio))) for s, t in zip(source, target, strict=True)]
+        spare = [t - r for t, r in zip(target, resized, strict=True)]
         pads = [s // 2 for s in spare] if align == "center" else [0, 0]
         return cls(*source, *target, *resized, *pads)
 

@@ -6,9 +6,10 @@ A manifest is a YAML file beside the model. This module turns the parsed mapping
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, Dict, Mapping, Optional, Tuple, Type, TypeVar
+from typing import Any, TypeVar
 
 from edge_perception.errors import ManifestError
 
@@ -26,7 +27,7 @@ class TensorSpec:
     """Name, shape and dtype of a model's input or output."""
 
     name: str
-    shape: Tuple[int, ...]
+    shape: tuple[int, ...]
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
@@ -50,8 +51,8 @@ class Preprocessing:
     width: int
     color: str = "rgb"
     scale: float = 1.0 / 255.0
-    mean: Tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: Tuple[float, float, float] = (1.0, 1.0, 1.0)
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     pad_value: int = 114
     pad_align: str = "center"
     layout: str = "nchw"
@@ -73,7 +74,7 @@ class Preprocessing:
             )
 
     @property
-    def input_shape(self) -> Tuple[int, int, int, int]:
+    def input_shape(self) -> tuple[int, int, int, int]:
         """Shape of the tensor for one image."""
         if self.layout == "nchw":
             return (1, 3, self.height, self.width)
@@ -94,9 +95,9 @@ class Manifest:
     license: str
     source: str
     head: str
-    class_names: Tuple[str, ...]
-    inputs: Tuple[TensorSpec, ...]
-    outputs: Tuple[TensorSpec, ...]
+    class_names: tuple[str, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
     preprocessing: Preprocessing
     precision: str = "float32"
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -143,15 +144,15 @@ def parse_manifest(mapping: object) -> Manifest:
     return _build(Manifest, "manifest", values)
 
 
-def _tensors(key: str, value: object) -> Tuple[TensorSpec, ...]:
+def _tensors(key: str, value: object) -> tuple[TensorSpec, ...]:
     if not isinstance(value, (list, tuple)):
         raise ManifestError(key, expected="a list of tensors", got=value)
     return tuple(_build(TensorSpec, f"{key}[{i}]", item) for i, item in enumerate(value))
 
 
-def _build(kind: Type[T], where: str, value: object) -> T:
+def _build(kind: type[T], where: str, value: object) -> T:
     """Construct a dataclass from a mapping, naming keys that are missing or unknown."""
-    given: Dict[str, Any] = dict(_as_mapping(where, value))
+    given: dict[str, Any] = dict(_as_mapping(where, value))
     known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     unknown = sorted(set(given) - set(known))
     if unknown:
@@ -175,6 +176,6 @@ def _as_mapping(where: str, value: object) -> Mapping[str, Any]:
     return value
 
 
-def _check_choice(what: str, value: Optional[str], choices: Tuple[str, ...]) -> None:
+def _check_choice(what: str, value: str | None, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ManifestError(what, expected=f"one of {', '.join(choices)}", got=value)

@@ -10,9 +10,9 @@ Sources: Ultralytics' export documentation (yolov5, yolov8, end-to-end), YOLOX's
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Callable, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 import numpy.typing as npt
@@ -83,7 +83,7 @@ def check_head(manifest: Manifest) -> None:
     """Raise ``ManifestError`` unless the output has room for exactly the manifest's classes."""
     expected = _output_shape(manifest)
     shape = manifest.outputs[0].shape
-    fits = len(shape) == 3 and all(e in (None, s) for e, s in zip(expected, shape))
+    fits = len(shape) == 3 and all(e in (None, s) for e, s in zip(expected, shape, strict=True))
     if not fits:
         raise ManifestError(
             f"head {manifest.head!r} with {len(manifest.class_names)} class names"
@@ -95,7 +95,7 @@ def check_head(manifest: Manifest) -> None:
         _grid(manifest.preprocessing.height, manifest.preprocessing.width, shape[1])
 
 
-def _output_shape(manifest: Manifest) -> Tuple[Optional[int], ...]:
+def _output_shape(manifest: Manifest) -> tuple[int | None, ...]:
     classes = len(manifest.class_names)
     match manifest.head:
         case "yolov8":
@@ -108,7 +108,7 @@ def _output_shape(manifest: Manifest) -> Tuple[Optional[int], ...]:
 
 def _objectness_times_class(
     rows: Float32Array, threshold: float
-) -> Tuple[npt.NDArray[np.intp], Float32Array, Int32Array]:
+) -> tuple[npt.NDArray[np.intp], Float32Array, Int32Array]:
     """Return index, score and class of the rows whose objectness times best class passes."""
     # A class score is at most 1, so an objectness below the threshold can never pass.
     likely = np.flatnonzero(rows[:, 4] >= threshold)
@@ -125,7 +125,7 @@ def _to_class_ids(values: Float32Array) -> Int32Array:
 
 
 @lru_cache(maxsize=8)
-def _grid(height: int, width: int, anchors: int) -> Tuple[Float32Array, Float32Array]:
+def _grid(height: int, width: int, anchors: int) -> tuple[Float32Array, Float32Array]:
     """Return cell coordinates ``(N, 2)`` and strides ``(N,)`` of YOLOX's anchor-free grid."""
     for strides in ((8, 16, 32), (4, 8, 16, 32), (8, 16, 32, 64), (4, 8, 16)):
         sizes = [(height // stride, width // stride) for stride in strides]
@@ -137,7 +137,7 @@ def _grid(height: int, width: int, anchors: int) -> Tuple[Float32Array, Float32A
     )
 
 
-def _cells(sizes: Sequence[Tuple[int, int]]) -> Float32Array:
+def _cells(sizes: Sequence[tuple[int, int]]) -> Float32Array:
     levels = []
     for rows, columns in sizes:
         y, x = np.mgrid[:rows, :columns]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import FrozenSet, Optional
 
 import cv2
 import numpy as np
@@ -40,7 +39,7 @@ class DetectionSettings:
 
     score_threshold: float = 0.3
     nms_iou: float = 0.65
-    class_ids: Optional[FrozenSet[int]] = None
+    class_ids: frozenset[int] | None = None
     max_detections: int = 300
 
 

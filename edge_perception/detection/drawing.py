@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence, Tuple
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -16,7 +16,9 @@ def draw_detections(
 ) -> UInt8Array:
     """Return a copy of the image with labelled boxes, one colour a class."""
     canvas = pixels_bgr.copy()
-    for box, score, class_id in zip(detections.boxes_xyxy, detections.scores, detections.class_ids):
+    for box, score, class_id in zip(
+        detections.boxes_xyxy, detections.scores, detections.class_ids, strict=True
+    ):
         x1, y1, x2, y2 = (round(float(side)) for side in box)
         colour = _class_colour(int(class_id))
         cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, 2)
@@ -25,7 +27,7 @@ def draw_detections(
     return canvas
 
 
-def _class_colour(class_id: int) -> Tuple[int, int, int]:
+def _class_colour(class_id: int) -> tuple[int, int, int]:
     # The golden angle spreads the hues of neighbouring ids far apart.
     hsv = np.array([[[class_id * 137 * 180 // 360 % 180, 200, 255]]], np.uint8)
     blue, green, red = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].tolist()

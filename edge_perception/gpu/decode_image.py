@@ -7,7 +7,6 @@ cannot ask for gigabytes.
 from __future__ import annotations
 
 import struct
-from typing import Tuple
 
 import cv2
 import numpy as np
@@ -21,7 +20,7 @@ _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER = struct.Struct(">8sI4sII")
 
 
-def decode_image(data: UInt8Array, max_bytes: int) -> Tuple[UInt8Array, ImageFormat]:
+def decode_image(data: UInt8Array, max_bytes: int) -> tuple[UInt8Array, ImageFormat]:
     """Decode a JPEG or PNG to packed bgr8.
 
     Args:
@@ -44,7 +43,7 @@ def decode_image(data: UInt8Array, max_bytes: int) -> Tuple[UInt8Array, ImageFor
     )
 
 
-def _decode_jpeg(data: UInt8Array, max_bytes: int) -> Tuple[UInt8Array, ImageFormat]:
+def _decode_jpeg(data: UInt8Array, max_bytes: int) -> tuple[UInt8Array, ImageFormat]:
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
         image_format = _bgr8(height, width, max_bytes)
@@ -54,7 +53,7 @@ def _decode_jpeg(data: UInt8Array, max_bytes: int) -> Tuple[UInt8Array, ImageFor
     return pixels, image_format
 
 
-def _decode_png(data: UInt8Array, head: bytes, max_bytes: int) -> Tuple[UInt8Array, ImageFormat]:
+def _decode_png(data: UInt8Array, head: bytes, max_bytes: int) -> tuple[UInt8Array, ImageFormat]:
     if len(head) < _PNG_HEADER.size:
         raise ImageError("PNG ends inside its header", got=f"{data.size} bytes")
     _, _, _, width, height = _PNG_HEADER.unpack(head)

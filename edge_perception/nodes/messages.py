@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from array import array
-from typing import Mapping, Optional, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
-from vision_msgs.msg import Detection2D, Detection2DArray, LabelInfo, ObjectHypothesisWithPose
-from vision_msgs.msg import VisionClass
+from vision_msgs.msg import (
+    Detection2D,
+    Detection2DArray,
+    LabelInfo,
+    ObjectHypothesisWithPose,
+    VisionClass,
+)
 
 from edge_perception.core.detections import Detections
 from edge_perception.core.image import UInt8Array
@@ -48,13 +53,14 @@ def to_detection2d_array(
                 detections.boxes_xyxy.tolist(),
                 detections.scores.tolist(),
                 detections.class_ids.tolist(),
+                strict=True,
             )
         )
     ]
     return message
 
 
-def _track_name(track_ids: Optional[np.ndarray], index: int) -> str:  # type: ignore[type-arg]
+def _track_name(track_ids: np.ndarray | None, index: int) -> str:  # type: ignore[type-arg]
     if track_ids is None or track_ids[index] < 0:
         return ""
     return str(int(track_ids[index]))
@@ -73,6 +79,35 @@ def _to_detection2d(
     detection.bbox.size_x = x2 - x1
     detection.bbox.size_y = y2 - y1
     return detection
+
+
+def from_detection2d_array(message: Detection2DArray) -> Mapping[str, object]:
+    """Return a message as plain values: header, and class, score and corners of each object.
+
+    Boxes are ``[x1, y1, x2, y2]`` in source pixels; an object without a hypothesis has class ""
+    and score 0.
+    """
+    return {
+        "stamp_ns": to_nanoseconds(message.header.stamp),
+        "frame_id": message.header.frame_id,
+        "detections": [_from_detection2d(detection) for detection in message.detections],
+    }
+
+
+def _from_detection2d(detection: Detection2D) -> Mapping[str, object]:
+    centre, box = detection.bbox.center.position, detection.bbox
+    hypothesis = detection.results[0].hypothesis if detection.results else None
+    return {
+        "class": hypothesis.class_id if hypothesis else "",
+        "score": hypothesis.score if hypothesis else 0.0,
+        "id": detection.id,
+        "xyxy": [
+            centre.x - box.size_x / 2,
+            centre.y - box.size_y / 2,
+            centre.x + box.size_x / 2,
+            centre.y + box.size_y / 2,
+        ],
+    }
 
 
 def to_label_info(class_names: Sequence[str], threshold: float, header: Header) -> LabelInfo:
@@ -106,7 +141,7 @@ def to_image(pixels_bgr: UInt8Array, header: Header) -> Image:
     """Return uint8 ``(height, width, 3)`` as a bgr8 message; one copy of the pixels."""
     height, width = pixels_bgr.shape[:2]
     data = array("B")
-    data.frombytes(memoryview(np.ascontiguousarray(pixels_bgr)).cast("B"))
+    data.frombytes(np.ascontiguousarray(pixels_bgr).data)
     return Image(
         header=header, height=height, width=width, encoding="bgr8", step=width * 3, data=data
     )

@@ -6,30 +6,33 @@ images (docs/adr/0002-one-thread-a-node.md has the figures).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
 import signal
 import sys
 import threading
-from typing import Callable, List, Optional, Sequence
+from collections.abc import Callable, Sequence
 
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+from rclpy.lifecycle import TransitionCallbackReturn
+
+from edge_perception.nodes.managed import ManagedNode
 
 END_WITH_PARENT = "EDGE_PERCEPTION_END_WITH_PARENT"
 _PR_SET_PDEATHSIG = 1
 
 
-def run(make_nodes: Callable[[], Sequence[LifecycleNode]]) -> int:
+def run(make_nodes: Callable[[], Sequence[ManagedNode]]) -> int:
     """Initialise ROS, spin the nodes until shutdown, and return the exit status."""
     end_with_parent()
     rclpy.init(args=sys.argv)
-    nodes: Sequence[LifecycleNode] = []
+    nodes: Sequence[ManagedNode] = []
     try:
         nodes = make_nodes()
-        started = all([autostart(node) for node in nodes])
+        started = all(autostart(node) for node in nodes)
         if not started:
             return 1
         gc.collect()
@@ -39,15 +42,16 @@ def run(make_nodes: Callable[[], Sequence[LifecycleNode]]) -> int:
     except (KeyboardInterrupt, ExternalShutdownException):
         return 0
     finally:
-        for node in nodes:
+        for node in reversed(nodes):  # readers first, so that a ring is closed without leases
+            node.stop()
             node.destroy_node()
         rclpy.try_shutdown()
 
 
-def spin(nodes: Sequence[LifecycleNode]) -> None:
+def spin(nodes: Sequence[ManagedNode]) -> None:
     """Spin each node in a thread of its own until ROS shuts down."""
-    executors: List[SingleThreadedExecutor] = []
-    threads: List[threading.Thread] = []
+    executors: list[SingleThreadedExecutor] = []
+    threads: list[threading.Thread] = []
     for node in nodes:
         executor = SingleThreadedExecutor()
         executor.add_node(node)
@@ -70,13 +74,11 @@ def spin(nodes: Sequence[LifecycleNode]) -> None:
 
 
 def _spin_until_shutdown(executor: SingleThreadedExecutor) -> None:
-    try:
+    with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
         executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
 
 
-def autostart(node: LifecycleNode) -> bool:
+def autostart(node: ManagedNode) -> bool:
     """Configure and activate a node whose parameter ``autostart`` says so; tell whether it went."""
     if not node.get_parameter("autostart").value:
         return True
@@ -86,7 +88,7 @@ def autostart(node: LifecycleNode) -> bool:
     return True
 
 
-def end_with_parent(requested: Optional[str] = None) -> None:
+def end_with_parent(requested: str | None = None) -> None:
     """Ask the kernel to interrupt this process when its parent is gone.
 
     Only where the launch file asked for it by the environment: a node started by hand or by an

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import abc
-from typing import Dict, Mapping, Optional, Sequence, Tuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.timer import Timer
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
+from rclpy.timer import Timer
 
 from edge_perception.errors import EdgePerceptionError
 from edge_perception.nodes.messages import to_diagnostic_array, to_status
-from edge_perception.nodes.params import Declaration, declare, value_of
+from edge_perception.nodes.params import Declaration, declare
 
 AUTOSTART = Declaration(
     "autostart", False, "Configure and activate the node by itself when its process starts."
 )
 DIAGNOSTICS_PERIOD_S = 1.0
 
-Health = Tuple[bytes, str]
+Health = tuple[bytes, str]
 
 
-class DiagnosedNode(LifecycleNode, abc.ABC):
+class ManagedNode(LifecycleNode, abc.ABC):
     """A managed node that reports on ``/diagnostics`` and survives its own errors.
 
     Subclasses implement ``configure``, ``activate``, ``deactivate``, ``cleanup`` and ``counters``;
@@ -33,9 +34,9 @@ class DiagnosedNode(LifecycleNode, abc.ABC):
 
     def __init__(self, name: str, table: Sequence[Declaration], **node_options: object) -> None:
         super().__init__(name, **node_options)
-        self._table: Dict[str, Declaration] = {entry.name: entry for entry in (*table, AUTOSTART)}
+        self._table: dict[str, Declaration] = {entry.name: entry for entry in (*table, AUTOSTART)}
         declare(self, tuple(self._table.values()))
-        self._failure: Optional[str] = None
+        self._failure: str | None = None
         self._configured = False
         self._active = False
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -63,15 +64,15 @@ class DiagnosedNode(LifecycleNode, abc.ABC):
         """Return what diagnostics tell."""
 
     def health(self) -> Health:
-        """Return the diagnostics' level and message while active; overridden where more is known."""
+        """Return level and message while active; overridden where more is known."""
         return DiagnosticStatus.OK, "active"
 
-    def apply_parameters(self, changed: Mapping[str, object]) -> None:
-        """Take over parameters that changed at run time; raise to refuse."""
+    def apply_parameters(self, values: Mapping[str, Any]) -> None:
+        """Take over parameters that change at run time; raise ``ConfigError`` to refuse."""
 
     # The transitions, as rclpy calls them.
 
-    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def on_configure(self, _: LifecycleState) -> TransitionCallbackReturn:
         """Run ``configure``."""
         try:
             self.configure()
@@ -100,13 +101,13 @@ class DiagnosedNode(LifecycleNode, abc.ABC):
         self.deactivate()
         return super().on_deactivate(state)
 
-    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def on_cleanup(self, _: LifecycleState) -> TransitionCallbackReturn:
         """Run ``cleanup``."""
         self._configured = False
         self.cleanup()
         return TransitionCallbackReturn.SUCCESS
 
-    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def on_shutdown(self, _: LifecycleState) -> TransitionCallbackReturn:
         """Stop and give everything back, from whatever state."""
         self.stop()
         return TransitionCallbackReturn.SUCCESS
@@ -158,12 +159,14 @@ class DiagnosedNode(LifecycleNode, abc.ABC):
             return SetParametersResult(successful=False, reason=reason)
         changed = {p.name: p.value for p in parameters if p.name in self._table}
         try:
+            for name, value in changed.items():
+                self._table[name].check(value)
             if self._configured:
                 self.apply_parameters({**self.parameter_values(), **changed})
         except EdgePerceptionError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
 
-    def parameter_values(self) -> Mapping[str, object]:
-        """Return every declared parameter of this node."""
-        return {name: value_of(self, name) for name in self._table}
+    def parameter_values(self) -> dict[str, Any]:
+        """Return every parameter of this node's table."""
+        return {name: self.get_parameter(name).value for name in self._table}

@@ -1,0 +1,290 @@
+"""The camera node: takes image messages, refuses what makes no sense, writes frames into a ring."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
+
+from edge_perception.core.frame import FrameInfo
+from edge_perception.core.gaps import GapEstimator
+from edge_perception.core.image import ImageFormat, UInt8Array
+from edge_perception.errors import EdgePerceptionError, ImageError
+from edge_perception.gpu.decode_image import decode_image
+from edge_perception.gpu.ring import FrameRing, RingSpec
+from edge_perception.gpu.transports import choose_transport
+from edge_perception.nodes.managed import Health, ManagedNode
+from edge_perception.nodes.messages import to_header, to_nanoseconds
+from edge_perception.nodes.params import Declaration
+from edge_perception.nodes.runner import run
+
+FRAME_HANDLE_ENCODING = "edge_perception/frame"
+_FUTURE_NS = 1_000_000_000
+
+PARAMETERS = (
+    Declaration(
+        "image_transport",
+        "auto",
+        "Which topic to read: raw (image), compressed (image/compressed), or auto: the first of"
+        " the two that has a publisher.",
+        choices=("auto", "raw", "compressed"),
+        fixed=True,
+    ),
+    Declaration(
+        "reliability",
+        "best_effort",
+        "Reliability asked of the publisher: best_effort fits any; reliable loses none but waits.",
+        choices=("best_effort", "reliable"),
+        fixed=True,
+    ),
+    Declaration(
+        "share_frames",
+        False,
+        "Keep frames where other processes can read them, and publish handles on ~/frames.",
+        fixed=True,
+    ),
+    Declaration(
+        "slots",
+        4,
+        "Frames in the ring; at least two more than are read at the same time.",
+        bounds=(4, 64),
+        fixed=True,
+    ),
+    Declaration(
+        "max_image_bytes",
+        64 << 20,
+        "Largest image taken, decoded, in bytes; larger ones are dropped and counted.",
+        bounds=(1 << 10, 128 << 20),
+    ),
+)
+
+
+class CameraNode(ManagedNode):
+    """Reads ``image_topic`` or its ``/compressed`` and keeps the newest frames in ``ring``.
+
+    ``ring`` is None unless the node is configured. Readers in the same process look at it for each
+    frame and set ``wake``, which is called on this node's thread after each write and must return
+    at once.
+    """
+
+    def __init__(
+        self, name: str = "camera", image_topic: str = "image", **node_options: Any
+    ) -> None:
+        super().__init__(name, PARAMETERS, **node_options)
+        self._image_topic = image_topic
+        self._compressed_topic = f"{image_topic}/compressed"
+        self.ring: FrameRing | None = None
+        self.wakers: list[Callable[[], None]] = []
+        self._counts: Counter[str] = Counter()
+        self._gaps = GapEstimator()
+        self._last_rejection = ""
+        self._last_stamp_ns = 0
+        self._sequence = 0
+        self._max_image_bytes = 0
+        self._transport_name = ""
+        self._subscription: Any = None
+        self._search_timer: Any = None
+        self._handles: Any = None
+
+    def configure(self) -> None:
+        """Make the ring; its memory follows with the first frame's size."""
+        values = self.parameter_values()
+        self.apply_parameters(values)
+        spec = RingSpec(name=self.get_name(), slots=values["slots"])
+        transport = None
+        if values["share_frames"]:
+            choice = choose_transport(across_processes=True)
+            self.get_logger().info(f"frames are shared by {choice.transport.name}: {choice.why}")
+            transport = choice.transport
+            self._handles = self.create_lifecycle_publisher(Image, "~/frames", 1)
+        self.ring = FrameRing.create(spec, transport)
+        self._transport_name = self.ring.transport.name
+
+    def activate(self) -> None:
+        """Subscribe, or begin to look for a publisher."""
+        self._search_timer = self.create_timer(0.1, self._subscribe_when_found)
+        self._subscribe_when_found()
+
+    def deactivate(self) -> None:
+        """Unsubscribe."""
+        self._stop_searching()
+        if self._subscription is not None:
+            self.destroy_subscription(self._subscription)
+            self._subscription = None
+
+    def cleanup(self) -> None:
+        """Close the ring; readers keep what they hold until they release it."""
+        if self._handles is not None:
+            self.destroy_publisher(self._handles)
+            self._handles = None
+        if self.ring is not None:
+            self.ring.close()
+            self.ring = None
+
+    def apply_parameters(self, values: Mapping[str, Any]) -> None:
+        """Take over the size limit."""
+        self._max_image_bytes = values["max_image_bytes"]
+
+    def counters(self) -> Mapping[str, object]:
+        """Frames received, rejected by reason, lost before this node, and the ring's counters."""
+        ring = {} if self.ring is None else asdict(self.ring.counters)
+        return {
+            "received": self._counts["received"],
+            "rejected": self._counts["rejected"],
+            "lost_before_camera_estimated": self._gaps.lost,
+            "stamps_zero": self._counts["stamps_zero"],
+            "stamps_backward": self._counts["stamps_backward"],
+            "stamps_future": self._counts["stamps_future"],
+            "last_rejection": self._last_rejection,
+            "frame_transport": self._transport_name,
+            **{f"ring_{name}": count for name, count in ring.items()},
+        }
+
+    def health(self) -> Health:
+        """Warn while frames are lost or rejected."""
+        if self._counts["received"] == 0:
+            return DiagnosticStatus.WARN, "no image yet"
+        if self._gaps.lost:
+            return (
+                DiagnosticStatus.WARN,
+                f"about {self._gaps.lost} frames were lost before this node: use the Fast DDS"
+                " profile in config/fastdds.xml, compressed images, or reliability:=reliable",
+            )
+        if self._counts["rejected"]:
+            return DiagnosticStatus.WARN, f"rejected images: {self._last_rejection}"
+        return DiagnosticStatus.OK, "active"
+
+    def _subscribe_when_found(self) -> None:
+        transport = self._find_transport()
+        if transport is None or self._subscription is not None:
+            return
+        qos = QoSProfile(
+            history=HistoryPolicy.KEEP_LAST,
+            depth=1,
+            reliability=ReliabilityPolicy[self.parameter_values()["reliability"].upper()],
+        )
+        self._subscription = (
+            self.create_subscription(Image, self._image_topic, self._on_image, qos)
+            if transport == "raw"
+            else self.create_subscription(
+                CompressedImage, self._compressed_topic, self._on_compressed_image, qos
+            )
+        )
+        self.get_logger().info(f"reading {self._subscription.topic_name}")
+        self._stop_searching()
+
+    def _find_transport(self) -> str | None:
+        chosen: str = self.parameter_values()["image_transport"]
+        if chosen != "auto":
+            return chosen
+        for transport, topic in (
+            ("raw", self._image_topic),
+            ("compressed", self._compressed_topic),
+        ):
+            if self.count_publishers(self.resolve_topic_name(topic)):
+                return transport
+        return None
+
+    def _stop_searching(self) -> None:
+        if self._search_timer is not None:
+            self.destroy_timer(self._search_timer)
+            self._search_timer = None
+
+    def _on_image(self, message: Image) -> None:
+        self._take(message.header, lambda: _view_raw(message, self._max_image_bytes))
+
+    def _on_compressed_image(self, message: CompressedImage) -> None:
+        data = np.frombuffer(message.data, np.uint8)
+        self._take(message.header, lambda: decode_image(data, self._max_image_bytes))
+
+    def _take(
+        self, header: Header, to_pixels: Callable[[], tuple[UInt8Array, ImageFormat]]
+    ) -> None:
+        """Turn one message into a frame in the ring, or count why not."""
+        receive_ns, receive_stamp_ns = time.monotonic_ns(), self.get_clock().now().nanoseconds
+        self._counts["received"] += 1
+        stamp_ns = to_nanoseconds(header.stamp)
+        self._judge_stamp(stamp_ns, receive_stamp_ns)
+        ring = self.ring
+        if ring is None:
+            return
+        try:
+            pixels, image_format = to_pixels()
+            info = FrameInfo(
+                sequence=self._sequence + 1,
+                stamp_ns=stamp_ns,
+                frame_id=header.frame_id,
+                format=image_format,
+                receive_ns=receive_ns,
+                receive_stamp_ns=receive_stamp_ns,
+                decoded_ns=time.monotonic_ns(),
+            )
+            self._sequence += 1
+            written = ring.write(pixels.reshape(-1), info)
+        except EdgePerceptionError as error:
+            self._reject(error)
+            return
+        if written is not None:
+            self._tell_readers(info)
+
+    def _tell_readers(self, info: FrameInfo) -> None:
+        for wake in self.wakers:
+            wake()
+        if self._handles is not None and self.ring is not None:
+            data = self.ring.descriptor(info.sequence)
+            self._handles.publish(
+                Image(
+                    header=to_header(info.stamp_ns, info.frame_id),
+                    height=info.format.height,
+                    width=info.format.width,
+                    encoding=FRAME_HANDLE_ENCODING,
+                    step=len(data),
+                    data=data,
+                )
+            )
+
+    def _judge_stamp(self, stamp_ns: int, now_ns: int) -> None:
+        """Count stamps that no working camera sends; their images are used all the same."""
+        self._counts["stamps_zero"] += stamp_ns == 0
+        self._counts["stamps_backward"] += 0 < stamp_ns < self._last_stamp_ns
+        self._counts["stamps_future"] += stamp_ns > now_ns + _FUTURE_NS
+        self._gaps.add(stamp_ns)
+        self._last_stamp_ns = stamp_ns
+
+    def _reject(self, error: EdgePerceptionError) -> None:
+        self._counts["rejected"] += 1
+        self._last_rejection = str(error)
+        self.get_logger().warning(f"image dropped: {error}", throttle_duration_sec=5.0)
+
+
+def _view_raw(message: Image, max_bytes: int) -> tuple[UInt8Array, ImageFormat]:
+    """Return the bytes of a raw image and their format, without a copy."""
+    if message.is_bigendian and message.encoding not in ("mono8",):
+        raise ImageError("big-endian image", expected="is_bigendian 0", got=message.is_bigendian)
+    image_format = ImageFormat(message.encoding, message.height, message.width, message.step)
+    if image_format.size_bytes > max_bytes:
+        raise ImageError(
+            "image is too large",
+            expected=f"at most {max_bytes} bytes",
+            got=image_format.size_bytes,
+            mend="Raise the parameter max_image_bytes if such images are meant.",
+        )
+    return np.frombuffer(message.data, np.uint8), image_format
+
+
+def main() -> int:
+    """Run the node in a process of its own."""
+    return run(lambda: [CameraNode()])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,295 @@
+"""The detector node: the newest frame in, detections out, everything else counted as dropped."""
+
+from __future__ import annotations
+
+import fnmatch
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+from vision_msgs.msg import Detection2DArray, LabelInfo
+
+from edge_perception.core.detections import Detections
+from edge_perception.core.latency import SpanRecorder
+from edge_perception.detection.detector import DetectionSettings, Detector, open_detector
+from edge_perception.detection.drawing import draw_detections
+from edge_perception.embedded import demo_manifest
+from edge_perception.errors import ConfigError, ImageError
+from edge_perception.gpu.lease import FrameLease
+from edge_perception.gpu.preprocess import to_bgr
+from edge_perception.nodes.frame_streams import FrameStream, RemoteFrameStream
+from edge_perception.nodes.managed import Health, ManagedNode
+from edge_perception.nodes.messages import (
+    to_detection2d_array,
+    to_diagnostic_array,
+    to_header,
+    to_image,
+    to_label_info,
+    to_status,
+)
+from edge_perception.nodes.params import Declaration
+from edge_perception.nodes.runner import run
+
+if TYPE_CHECKING:
+    from edge_perception.detection.tracker import Tracker
+
+PARAMETERS = (
+    Declaration(
+        "manifest",
+        "",
+        "Path of the model's manifest; empty means the embedded demo model.",
+        fixed=True,
+    ),
+    Declaration(
+        "frames",
+        ["camera/frames"],
+        "Topics of frame handles to read, one a camera; not used inside the container.",
+        fixed=True,
+    ),
+    Declaration(
+        "threads",
+        0,
+        "Threads of the CPU runtime; 0 means one a physical core.",
+        bounds=(0, 256),
+        fixed=True,
+    ),
+    Declaration("track", False, "Follow objects from frame to frame and fill in their ids."),
+    Declaration("score_threshold", 0.3, "Smallest score told.", bounds=(0.0, 1.0)),
+    Declaration(
+        "nms_iou", 0.65, "Overlap above which the lower score is suppressed.", bounds=(0.0, 1.0)
+    ),
+    Declaration("max_detections", 300, "Most detections told an image.", bounds=(1, 5000)),
+    Declaration("classes", ["*"], "Names of the classes told; shell patterns, such as '*bottle*'."),
+)
+
+
+class DetectorNode(ManagedNode):
+    """Publishes ``detections``, ``label_info``, ``~/debug_image`` and ``~/stages``.
+
+    One frame is processed a wake-up, so that services and parameters are served between frames.
+    ``streams`` are given by the container; a node of its own process reads the topics that its
+    parameter ``frames`` names. With several cameras the detections of all go to one topic, and the
+    header's frame_id tells them apart.
+    """
+
+    def __init__(
+        self,
+        name: str = "detector",
+        streams: Sequence[FrameStream] | None = None,
+        **node_options: Any,
+    ) -> None:
+        super().__init__(name, PARAMETERS, **node_options)
+        self._given_streams = streams
+        self._streams: Sequence[FrameStream] = ()
+        self._next_stream = 0
+        self._detector: Detector | None = None
+        self._settings = DetectionSettings()
+        self._make_tracker: Callable[[], Tracker] | None = None
+        self._trackers: dict[str, Tracker] = {}
+        self._counts: Counter[str] = Counter()
+        self._last_error = ""
+        self._work: Any = None
+
+    def configure(self) -> None:
+        """Load the model, warm it up, and make the publishers."""
+        values = self.parameter_values()
+        self._detector = open_detector(_manifest_path(values["manifest"]), values["threads"])
+        self.apply_parameters(values)
+        self._streams = self._given_streams or [
+            RemoteFrameStream(self.resolve_topic_name(topic)) for topic in values["frames"]
+        ]
+        reliable = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
+        latched = QoSProfile(
+            depth=1,
+            reliability=ReliabilityPolicy.RELIABLE,
+            durability=DurabilityPolicy.TRANSIENT_LOCAL,
+        )
+        publisher = self.create_lifecycle_publisher
+        self._detections = publisher(Detection2DArray, "detections", reliable)
+        self._label_info = publisher(LabelInfo, "label_info", latched)
+        self._debug_image = publisher(Image, "~/debug_image", 1)
+        self._stages = publisher(DiagnosticArray, "~/stages", reliable)
+
+    def activate(self) -> None:
+        """Publish the class table and begin to take frames."""
+        self._publish_label_info()
+        self._work = self.create_guard_condition(self._process_next)
+        for stream in self._streams:
+            stream.start(self, self._work.trigger)
+
+    def deactivate(self) -> None:
+        """Take no more frames."""
+        for stream in self._streams:
+            stream.stop()
+        if self._work is not None:
+            self.destroy_guard_condition(self._work)
+            self._work = None
+
+    def cleanup(self) -> None:
+        """Release the model."""
+        if self._detector is not None:
+            self._detector.close()
+            self._detector = None
+        for name in ("_detections", "_label_info", "_debug_image", "_stages"):
+            if hasattr(self, name):
+                self.destroy_publisher(getattr(self, name))
+                delattr(self, name)
+
+    def apply_parameters(self, values: Mapping[str, Any]) -> None:
+        """Take over thresholds, the class filter and tracking."""
+        assert self._detector is not None
+        names = self._detector.manifest.class_names
+        self._settings = DetectionSettings(
+            score_threshold=values["score_threshold"],
+            nms_iou=values["nms_iou"],
+            max_detections=values["max_detections"],
+            class_ids=_matching_classes(values["classes"], names),
+        )
+        self._make_tracker = _tracker_class() if values["track"] else None
+        self._trackers.clear()
+
+    def counters(self) -> Mapping[str, object]:
+        """Frames processed, dropped and failed."""
+        return {
+            "processed": self._counts["processed"],
+            "dropped": sum(stream.skipped for stream in self._streams),
+            "failed": self._counts["failed"],
+            "not_wanted": self._counts["not_wanted"],
+            "last_error": self._last_error,
+            "model": self._detector.manifest.name if self._detector else "",
+        }
+
+    def health(self) -> Health:
+        """Warn when frames failed."""
+        if self._counts["failed"]:
+            return DiagnosticStatus.WARN, f"frames failed: {self._last_error}"
+        return DiagnosticStatus.OK, "active"
+
+    # One frame's way.
+
+    def _process_next(self) -> None:
+        """Process the newest frame of the next camera that has one."""
+        for offset in range(len(self._streams)):
+            index = (self._next_stream + offset) % len(self._streams)
+            lease = self._streams[index].acquire_newest()
+            if lease is not None:
+                self._next_stream = index + 1
+                with lease:
+                    self._process(lease, self._streams[index].name)
+                if len(self._streams) > 1 and self._work is not None:
+                    self._work.trigger()  # another camera's frame may have waited
+                return
+
+    def _process(self, lease: FrameLease, camera: str) -> None:
+        if not self._wanted():
+            self._counts["not_wanted"] += 1
+            return
+        recorder = SpanRecorder()
+        recorder.add("decode", lease.info.receive_ns, lease.info.decoded_ns)
+        recorder.add("wait", lease.info.decoded_ns, time.monotonic_ns())
+        try:
+            detections = self._detect(lease, camera, recorder)
+        except ImageError as error:
+            self._counts["failed"] += 1
+            self._last_error = str(error)
+            return
+        except Exception as error:  # a runtime that breaks must not take the process along
+            self.fail(f"inference failed: {type(error).__name__}: {error}")
+            return
+        self._counts["processed"] += 1
+        self._publish(lease, camera, detections, recorder)
+
+    def _wanted(self) -> bool:
+        """Whether anybody listens: without a subscriber there is no inference."""
+        return bool(
+            self._detections.get_subscription_count() or self._debug_image.get_subscription_count()
+        )
+
+    def _detect(self, lease: FrameLease, camera: str, recorder: SpanRecorder) -> Detections:
+        assert self._detector is not None
+        detections = self._detector.detect(
+            lease.pixels, lease.info.format, self._settings, recorder
+        )
+        if self._make_tracker is not None:
+            with recorder.stage("track"):
+                if camera not in self._trackers:
+                    self._trackers[camera] = self._make_tracker()
+                detections = self._trackers[camera].update(detections, lease.info.stamp_ns)
+        return detections
+
+    def _publish(
+        self, lease: FrameLease, camera: str, detections: Detections, recorder: SpanRecorder
+    ) -> None:
+        assert self._detector is not None
+        header = to_header(lease.info.stamp_ns, lease.info.frame_id)
+        names = self._detector.manifest.class_names
+        with recorder.stage("publish"):
+            self._detections.publish(to_detection2d_array(detections, header, names))
+        if self._stages.get_subscription_count():
+            self._publish_stages(lease, camera, header, recorder)
+        if self._debug_image.get_subscription_count():
+            picture = draw_detections(to_bgr(lease.pixels, lease.info.format), detections, names)
+            self._debug_image.publish(to_image(picture, header))
+
+    def _publish_stages(
+        self, lease: FrameLease, camera: str, header: Header, recorder: SpanRecorder
+    ) -> None:
+        values: dict[str, object] = {
+            "sequence": lease.sequence,
+            "receive_stamp_ns": lease.info.receive_stamp_ns,
+            "receive_monotonic_ns": lease.info.receive_ns,
+        }
+        for span in recorder.spans:
+            values[f"{span.stage}_ns"] = span.duration_ns
+        status = to_status(camera, DiagnosticStatus.OK, "stages", values)
+        self._stages.publish(to_diagnostic_array(header, status))
+
+    def _publish_label_info(self) -> None:
+        assert self._detector is not None
+        header = Header(stamp=self.get_clock().now().to_msg())
+        names = self._detector.manifest.class_names
+        self._label_info.publish(to_label_info(names, self._settings.score_threshold, header))
+
+
+def _tracker_class() -> Callable[[], Tracker]:
+    """Import the tracker only where it is wanted: its library takes a second to import."""
+    from edge_perception.detection.tracker import Tracker
+
+    return Tracker
+
+
+def _manifest_path(parameter: str) -> Path:
+    return Path(parameter).expanduser() if parameter else demo_manifest()
+
+
+def _matching_classes(patterns: Sequence[str], class_names: Sequence[str]) -> frozenset[int] | None:
+    """Return the ids whose names match a pattern; None where all do."""
+    for pattern in patterns:
+        if not fnmatch.filter(class_names, pattern):
+            raise ConfigError(
+                "parameter classes names a class that the model does not know",
+                expected=f"patterns of {', '.join(class_names)}",
+                got=pattern,
+            )
+    ids = frozenset(
+        i
+        for i, name in enumerate(class_names)
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    )
+    return None if len(ids) == len(class_names) else ids
+
+
+def main() -> int:
+    """Run the node in a process of its own."""
+    return run(lambda: [DetectorNode()])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""Where a node's frames come from: a camera node in the same process, or handles on a topic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from rclpy.node import Node
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import Image
+
+from edge_perception.errors import FrameError, FrameWriterGone
+from edge_perception.gpu.lease import FrameLease
+from edge_perception.gpu.reader import FrameReader
+from edge_perception.nodes.camera import FRAME_HANDLE_ENCODING, CameraNode
+
+
+class FrameStream(Protocol):
+    """One camera's frames, newest first. Used by the thread of the node that reads it."""
+
+    @property
+    def name(self) -> str:
+        """What the stream is called in ledgers."""
+
+    @property
+    def skipped(self) -> int:
+        """Frames that the camera made and this reader never saw."""
+
+    def start(self, node: Node, wake: Callable[[], None]) -> None:
+        """Begin; ``wake`` is called, on any thread, whenever a new frame may be there."""
+
+    def acquire_newest(self) -> FrameLease | None:
+        """Lease the newest frame not yet seen, or return None. The caller releases it."""
+
+    def stop(self) -> None:
+        """End; leases that are still held stay valid."""
+
+
+class _SkipCounter:
+    """Counts the gaps in the sequence numbers that one reader sees."""
+
+    def __init__(self) -> None:
+        self.last = 0
+        self.skipped = 0
+
+    def see(self, lease: FrameLease | None) -> FrameLease | None:
+        if lease is not None:
+            # The first frame seen begins the count: what came before was not this reader's.
+            self.skipped += lease.sequence - self.last - 1 if self.last else 0
+            self.last = lease.sequence
+        return lease
+
+
+class LocalFrameStream:
+    """Reads the ring of a camera node in the same process."""
+
+    def __init__(self, camera: CameraNode) -> None:
+        self.name = camera.get_name()
+        self._camera = camera
+        self._seen = _SkipCounter()
+        self._wake: Callable[[], None] | None = None
+
+    @property
+    def skipped(self) -> int:
+        """Frames never seen."""
+        return self._seen.skipped
+
+    def start(self, _: Node, wake: Callable[[], None]) -> None:
+        """Have the camera's thread call ``wake`` after each write."""
+        self._wake = wake
+        self._camera.wakers.append(wake)
+
+    def acquire_newest(self) -> FrameLease | None:
+        """Lease the newest frame not yet seen; None also while the camera is not configured."""
+        ring = self._camera.ring
+        if ring is None:
+            return None
+        try:
+            return self._seen.see(ring.acquire_newest(self._seen.last))
+        except FrameError:  # closed between the look and the call
+            return None
+
+    def stop(self) -> None:
+        """Ask to be woken no more."""
+        if self._wake in self._camera.wakers:
+            self._camera.wakers.remove(self._wake)
+        self._wake = None
+
+
+class RemoteFrameStream:
+    """Reads the ring of a camera node in another process, by the handles on its topic."""
+
+    def __init__(self, topic: str) -> None:
+        self.name = topic
+        self.refused = 0
+        self.last_refusal = ""
+        self._seen = _SkipCounter()
+        self._reader: FrameReader | None = None
+        self._subscription: Any = None
+        self._node: Node | None = None
+        self._wake: Callable[[], None] = lambda: None
+
+    @property
+    def skipped(self) -> int:
+        """Frames never seen."""
+        return self._seen.skipped
+
+    def start(self, node: Node, wake: Callable[[], None]) -> None:
+        """Subscribe to the handles."""
+        qos = QoSProfile(
+            history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT
+        )
+        self._node, self._wake = node, wake
+        self._subscription = node.create_subscription(Image, self.name, self._on_handle, qos)
+
+    def acquire_newest(self) -> FrameLease | None:
+        """Lease the newest frame not yet seen."""
+        if self._reader is None:
+            return None
+        try:
+            return self._seen.see(self._reader.acquire_newest(self._seen.last))
+        except FrameWriterGone:
+            self._detach()  # its successor's next handle attaches again
+            return None
+
+    def stop(self) -> None:
+        """Unsubscribe and hang up."""
+        if self._node is not None and self._subscription is not None:
+            self._node.destroy_subscription(self._subscription)
+            self._subscription = None
+        self._detach()
+
+    def _on_handle(self, message: Image) -> None:
+        try:
+            if message.encoding != FRAME_HANDLE_ENCODING:
+                raise FrameError(
+                    f"{self.name} carries an image, not a frame handle",
+                    expected=f"encoding {FRAME_HANDLE_ENCODING!r}",
+                    got=message.encoding,
+                    mend="Subscribe a camera node to it, and read that node's ~/frames.",
+                )
+            self._attach(bytes(message.data))
+        except FrameError as error:
+            self.refused += 1
+            self.last_refusal = str(error)
+            return
+        self._wake()
+
+    def _attach(self, descriptor: bytes) -> None:
+        if self._reader is not None and self._reader.matches(descriptor):
+            return
+        self._detach()
+        self._reader = FrameReader.attach(descriptor)
+
+    def _detach(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        self._seen.last = 0  # another writer counts from 1 again
