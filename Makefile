@@ -16,8 +16,9 @@ test: setup
 	scripts/clean_shared_memory.py
 	$(ENV) python -m pytest $(PYTEST_ARGS)
 
+# The tests that `make test` skips for want of torch.
 test-toolkit: setup-toolkit
-	$(ENV) python -m pytest test/quantization test/vlm $(PYTEST_ARGS)
+	$(ENV) python -m pytest $$(grep -rlE 'importorskip\(.torch' test --include='test_*.py') $(PYTEST_ARGS)
 
 test-slow: setup
 	$(ENV) python -m pytest -m slow --timeout=1800 $(PYTEST_ARGS)

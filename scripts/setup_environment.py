@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    extras = ["vlm"]
+    extras = ["gpu", "vlm", "world"]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ros", choices=("wheels", "system"), required=True)
     parser.add_argument("--extra", action="append", default=[], choices=extras)
@@ -105,10 +105,8 @@ def is_intact(pin: Requirement) -> bool:
 
 
 def _has_its_files(distribution: metadata.Distribution) -> bool:
-    files = distribution.files
-    return bool(files) and all(
-        _is_whole(Path(str(file.locate())), file.size) for file in files if file.suffix != ".pyc"
-    )
+    files = [file for file in distribution.files or [] if file.suffix != ".pyc"]
+    return bool(files) and all(_is_whole(Path(str(file.locate())), file.size) for file in files)
 
 
 def _is_whole(path: Path, size: int | None) -> bool:
@@ -135,10 +133,11 @@ def _normalised(name: str) -> str:
 
 
 def localise_cmake_files() -> None:
-    """Point the ROS wheels' CMake files at this Python: they name the one they were built with."""
+    """Point the ROS wheels' CMake files at this Python instead of the one that built them."""
+    builder = r"/opt/python/[^/;\"]+"
     folders = {
-        r"/opt/python/[^/;\"]+/lib/python[\d.]+/site-packages/numpy/_core/include": _numpy_include(),
-        r"/opt/python/[^/;\"]+/include/python[\d.]+": sysconfig.get_path("include"),
+        rf"{builder}/lib/python[\d.]+/site-packages/numpy/_core/include": _numpy_include(),
+        rf"{builder}/include/python[\d.]+": sysconfig.get_path("include"),
     }
     for file in PREFIX.glob("share/*/cmake/*.cmake"):
         text = file.read_text()
