@@ -159,7 +159,8 @@ class Playback:
         if self._schedule is None:
             return False
         self._passes += 1
-        self._schedule = self._schedule.next_pass(pass_length_ns(played_image_times_ns))
+        if self._options.loop:
+            self._schedule = self._schedule.next_pass(pass_length_ns(played_image_times_ns))
         return True
 
     def _chosen_messages(self) -> Iterator[TimedMessage]:
@@ -238,6 +239,6 @@ def read_ledger(path: Path) -> list[SentMessage]:
 def _open_ledger(path: Path) -> TextIO:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("w")
+        return path.open("w", buffering=1)  # whole lines, for who reads along
     except OSError as error:
         raise BagError(f"the player's ledger cannot be written: {error}") from error
