@@ -1,0 +1,1 @@
+"""Recipes that make the weights shipped with the package; not installed."""

@@ -1,0 +1,1 @@
+"""The recipe of the embedded demo detector: train, evaluate, export (docs/demo_detector.md)."""
