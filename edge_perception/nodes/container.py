@@ -19,30 +19,33 @@ from edge_perception.nodes.profiler import ProfilerNode
 from edge_perception.nodes.runner import run
 
 
-def compose(cameras: Sequence[str] = ("camera",)) -> list[ManagedNode]:
+def compose(cameras: Sequence[str] = ("camera",), profile: bool = True) -> list[ManagedNode]:
     """Return the nodes of one graph, not yet configured.
 
-    One camera reads ``image``; several read ``<camera>/image`` each.
+    One camera reads ``image``; several read ``<camera>/image`` each. ``profile`` adds the
+    profiler.
     """
     camera_nodes = [
         CameraNode(name, image_topic="image" if len(cameras) == 1 else f"{name}/image")
         for name in cameras
     ]
     streams = [LocalFrameStream(camera) for camera in camera_nodes]
-    return [*camera_nodes, DetectorNode(streams=streams), ProfilerNode()]
+    detector = DetectorNode(streams=streams)
+    return [*camera_nodes, detector, *([ProfilerNode()] if profile else [])]
 
 
-def _camera_names() -> Sequence[str]:
-    """Read the container's own parameter ``cameras``, then leave: it is no part of the graph."""
-    node = Node("container")
-    names: Sequence[str] = node.declare_parameter("cameras", ["camera"]).value
+def _compose_as_told() -> list[ManagedNode]:
+    """Compose by the container's own parameters, ``cameras`` and ``profile``."""
+    node = Node("container")  # only to read them: it is no part of the graph
+    cameras: Sequence[str] = node.declare_parameter("cameras", ["camera"]).value
+    profile: bool = node.declare_parameter("profile", True).value
     node.destroy_node()
-    return names
+    return compose(cameras, profile)
 
 
 def main() -> int:
     """Run the container."""
-    return run(lambda: compose(_camera_names()))
+    return run(_compose_as_told)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -85,7 +86,8 @@ _CLOCK_PERIOD_S = 0.01
 # A matched writer may know of its reader before the reader knows of it; best-effort messages sent
 # in between are lost.
 _SETTLE_S = 0.3
-_ACKNOWLEDGE_S = 2.0
+# Reliable readers tell what they have when a heartbeat asks, by default every 3 s in Fast DDS.
+_ACKNOWLEDGE_S = 4.0
 _QOS_DEPTH = 10
 
 
@@ -228,8 +230,10 @@ class PlayerNode(ManagedNode):
 
     def _finish(self) -> None:
         assert self._playback is not None
+        deadline = time.monotonic() + _ACKNOWLEDGE_S
         for publisher in self._publishers_by_topic.values():
-            publisher.wait_for_all_acked(Duration(seconds=_ACKNOWLEDGE_S))
+            remaining_s = max(0.0, deadline - time.monotonic())
+            publisher.wait_for_all_acked(Duration(seconds=remaining_s))
         counts = self._playback.counts()
         self.get_logger().info(
             f"played {counts.images} images in {counts.passes} passes;"
