@@ -47,6 +47,16 @@ class FrameWriterGone(FrameError):
     """The process that wrote a frame ring has ended; its successor's frames name a new ring."""
 
 
+class CudaError(EdgePerceptionError):
+    """A CUDA call that failed.
+
+    After a ``sticky`` one (an illegal address, say) every later call of the process fails too:
+    its CUDA context is lost, and only a new process gets another.
+    """
+
+    sticky: bool = False
+
+
 class ManifestError(EdgePerceptionError):
     """An engine manifest that is malformed or disagrees with the model it names."""
 
@@ -69,3 +79,7 @@ class QuantizationError(EdgePerceptionError):
 
 class ConfigError(EdgePerceptionError):
     """A parameter, option or device profile outside its documented range."""
+
+
+class RenderError(EdgePerceptionError):
+    """A scene of the rendered world that cannot be drawn on this machine or as asked."""

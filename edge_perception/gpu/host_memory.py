@@ -11,27 +11,32 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import numpy as np
 
 from edge_perception.core.image import UInt8Array
 from edge_perception.errors import FrameError
+from edge_perception.gpu import dlpack
 from edge_perception.gpu.ledger import ReadDone
 from edge_perception.gpu.memory import ExportedMemory
 
 _F_SEAL_FUTURE_WRITE = 0x0010  # linux/fcntl.h; the fcntl module names it only from Python 3.13
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL | _F_SEAL_FUTURE_WRITE
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class HostMemory:
     """Slots side by side in one mapping, each starting on a page."""
 
+    outlives_writer = True
+    dlpack_device = (dlpack.CPU, 0)
+
     def __init__(self, mapping: mmap.mmap, slots: int, slot_bytes: int, memory_file: int) -> None:
         self._mapping: mmap.mmap | None = mapping
         self._slots = slots
         self._slot_bytes = slot_bytes
-        self._stride = page_aligned(slot_bytes)
+        self.stride = page_aligned(slot_bytes)
         self._file = memory_file
 
     @property
@@ -41,13 +46,35 @@ class HostMemory:
     def write(self, slot: int, pixels: UInt8Array, read_done: Sequence[ReadDone]) -> None:
         np.copyto(self._view(slot, pixels.size), pixels)
 
-    def must_wait(self, read_done: Sequence[ReadDone]) -> bool:
+    def must_wait(self, slot: int, read_done: Sequence[ReadDone]) -> bool:
         return False
 
     def host_view(self, slot: int, size_bytes: int) -> UInt8Array:
         view = self._view(slot, size_bytes)
         view.flags.writeable = False
         return view
+
+    def device_pointer(self, slot: int) -> int:
+        raise FrameError("the frame lives in host memory only", mend="Use lease.pixels.")
+
+    def wait_written(self, slot: int, stream: int) -> None:
+        """Nothing to wait for: the CPU wrote before it published."""
+
+    def record_read(self, slot: int, streams: Iterable[int]) -> ReadDone:
+        return ()
+
+    def export_read_done(self, read_done: ReadDone) -> str:
+        return ""
+
+    def import_read_done(self, exported: str) -> ReadDone:
+        return ()
+
+    def extent(self) -> tuple[int, int]:
+        """Return address and size in bytes of the whole mapping."""
+        if self._mapping is None:
+            raise FrameError("the frame memory is closed")
+        whole = np.frombuffer(self._mapping, np.uint8)
+        return whole.ctypes.data, whole.size
 
     def export(self) -> ExportedMemory:
         if self._file < 0:
@@ -63,10 +90,8 @@ class HostMemory:
             return
         if self._file >= 0:
             os.close(self._file)
-        try:
+        with suppress(BufferError):  # an array still views it; the mapping ends with that array
             mapping.close()
-        except BufferError:
-            pass  # An array still views it; the mapping ends with that array.
 
     def _view(self, slot: int, size_bytes: int) -> UInt8Array:
         if self._mapping is None:
@@ -77,7 +102,7 @@ class HostMemory:
                 expected=f"slot below {self._slots}, at most {self._slot_bytes} bytes",
                 got=(slot, size_bytes),
             )
-        return np.frombuffer(self._mapping, np.uint8, size_bytes, slot * self._stride)
+        return np.frombuffer(self._mapping, np.uint8, size_bytes, slot * self.stride)
 
 
 class InProcessTransport:
@@ -98,10 +123,17 @@ class InProcessTransport:
 
 
 class SharedMemoryTransport:
-    """Slots in a sealed memory file; readers are any processes of the same user."""
+    """Slots in a sealed memory file; readers are any processes of the same user.
+
+    ``readers_may_write`` leaves the seal against new writable mappings out.
+    """
 
     name = "shared_memory"
     crosses_processes = True
+
+    def __init__(self, *, readers_may_write: bool = False) -> None:
+        self._protection = mmap.PROT_READ | (mmap.PROT_WRITE if readers_may_write else 0)
+        self._seals = _SEALS | (0 if readers_may_write else _F_SEAL_FUTURE_WRITE)
 
     def allocate(self, slots: int, slot_bytes: int) -> HostMemory:
         size = slots * page_aligned(slot_bytes)
@@ -109,7 +141,7 @@ class SharedMemoryTransport:
         try:
             os.ftruncate(memory_file, size)
             mapping = _map(memory_file, size, slots, slot_bytes)
-            fcntl.fcntl(memory_file, fcntl.F_ADD_SEALS, _SEALS)
+            fcntl.fcntl(memory_file, fcntl.F_ADD_SEALS, self._seals)
         except BaseException:
             os.close(memory_file)
             raise
@@ -124,7 +156,7 @@ class SharedMemoryTransport:
                 expected=f"{size} bytes",
                 got=os.fstat(received).st_size,
             )
-        mapping = mmap.mmap(received, size, mmap.MAP_SHARED, mmap.PROT_READ)
+        mapping = mmap.mmap(received, size, mmap.MAP_SHARED, self._protection)
         return HostMemory(mapping, exported.slots, exported.slot_bytes, os.dup(received))
 
 

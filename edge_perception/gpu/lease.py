@@ -6,8 +6,9 @@ from collections.abc import Callable
 from types import TracebackType
 
 from edge_perception.core.frame import FrameInfo
-from edge_perception.core.image import UInt8Array, view_image
+from edge_perception.core.image import PACKED_BYTES_PER_PIXEL, ImageFormat, UInt8Array, view_image
 from edge_perception.errors import FrameError
+from edge_perception.gpu import dlpack
 from edge_perception.gpu.ledger import Grant, ReadDone
 from edge_perception.gpu.memory import FrameMemory
 
@@ -15,8 +16,10 @@ from edge_perception.gpu.memory import FrameMemory
 class FrameLease:
     """Read access to one frame; while it is held, the slot is not overwritten.
 
-    A context manager. ``release`` is idempotent and never blocks; afterwards every access raises
-    ``FrameError``. Arrays taken from the lease must not be used after its release.
+    A context manager. ``release`` is idempotent; afterwards every access raises ``FrameError``.
+    It never waits for a GPU, except on ``cuda_mapped`` between processes. Arrays and pointers
+    taken from the lease must not be used after its release; GPU work already queued on a stream
+    given to ``on_device`` is waited for by the writer's stream.
     """
 
     def __init__(
@@ -28,6 +31,7 @@ class FrameLease:
         self._grant = grant
         self._memory: FrameMemory | None = memory
         self._give_back = give_back
+        self._streams: set[int] = set()
 
     @property
     def info(self) -> FrameInfo:
@@ -53,6 +57,40 @@ class FrameLease:
         """The frame as ``core.image.view_image`` shapes it, read-only; no copy."""
         return view_image(self.pixels, self.info.format)
 
+    def on_device(self, stream: int) -> DeviceImage:
+        """View the frame for GPU work on ``stream`` (a handle), which waits for the upload.
+
+        Nothing is waited for on the CPU.
+
+        Raises:
+            FrameError: released, or the frame lives in host memory only.
+            CudaError: the ring's GPU has failed.
+        """
+        memory = self._held()
+        pointer = memory.device_pointer(self._grant.slot)
+        memory.wait_written(self._grant.slot, stream)
+        self._streams.add(stream)
+        return DeviceImage(pointer, self.info.format, stream)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """``DLDeviceType`` and ordinal of the frame's memory."""
+        return self._held().dlpack_device
+
+    def __dlpack__(self, *, stream: int | None = None, **_: object) -> object:
+        """Hand the lease over to a consumer: its last tensor releases it.
+
+        The tensor is uint8, shaped as ``image``, and must only be read. ``stream`` is the
+        consumer's, by DLPack's convention (None and 1: the legacy default stream; -1: no wait).
+        """
+        memory = self._held()
+        kind, ordinal = memory.dlpack_device
+        if kind == dlpack.CPU:
+            pointer = self.pixels.ctypes.data
+        else:
+            pointer = self.on_device(0 if stream in (None, 1, -1) else int(stream or 0)).pointer
+        shape, strides = image_geometry(self.info.format)
+        return dlpack.make_capsule(pointer, shape, strides, (kind, ordinal), self.release)
+
     @property
     def released(self) -> bool:
         """Whether the hold has ended."""
@@ -61,8 +99,10 @@ class FrameLease:
     def release(self) -> None:
         """End the hold. The second and later calls do nothing."""
         memory, self._memory = self._memory, None
-        if memory is not None:
-            self._give_back(self._grant, None)
+        if memory is None:
+            return
+        mark = memory.record_read(self._grant.slot, self._streams) if self._streams else None
+        self._give_back(self._grant, mark)
 
     def __enter__(self) -> FrameLease:
         return self
@@ -82,3 +122,34 @@ class FrameLease:
                 mend="Keep the lease until the last use of its pixels.",
             )
         return self._memory
+
+
+class DeviceImage:
+    """A frame's address on the GPU, valid on one stream while its lease is held."""
+
+    def __init__(self, pointer: int, image_format: ImageFormat, stream: int) -> None:
+        self.pointer = pointer
+        self.format = image_format
+        self._stream = stream
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, object]:
+        """Read-only uint8, shaped as ``core.image.view_image`` shapes host frames."""
+        shape, strides = image_geometry(self.format)
+        return {
+            "version": 3,
+            "typestr": "|u1",
+            "shape": shape,
+            "strides": strides,
+            "data": (self.pointer, True),
+            "stream": self._stream or 1,  # 0 is not allowed there; 1 is the legacy default
+        }
+
+
+def image_geometry(image_format: ImageFormat) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return shape and strides in bytes of a frame, as ``view_image`` shapes it."""
+    channels = PACKED_BYTES_PER_PIXEL.get(image_format.encoding, 1)
+    if channels == 1:
+        return (image_format.rows, image_format.width), (image_format.step, 1)
+    shape = (image_format.rows, image_format.width, channels)
+    return shape, (image_format.step, channels, 1)

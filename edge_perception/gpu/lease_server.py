@@ -42,7 +42,7 @@ class LeaseDesk(Protocol):
         """Lease the newest frame above a sequence."""
         ...
 
-    def give_back(self, grant: Grant, read_done: str | None) -> None:
+    def give_back(self, grant: Grant, read_done: str) -> None:
         """Take a released lease back; ``read_done`` as the reader's transport exported it."""
         ...
 
@@ -99,20 +99,22 @@ class LeaseServer:
         if not self._closing:
             os.eventfd_write(self._wake, 1)
 
-    def close(self) -> None:
-        """Hang up on every reader and end the thread; idempotent."""
+    def close(self) -> list[Grant]:
+        """Hang up on every reader and end the thread; returns the leases they still hold."""
         if self._closing:
-            return
+            return []
         self._closing = True
         os.eventfd_write(self._wake, 1)
         self._thread.join()
-        for session in tuple(self._sessions):
+        held = [grant for session in self._sessions for grant in session.grants.values()]
+        for session in self._sessions:
             session.connection.close()
             os.close(session.pidfd)
         self._sessions.clear()
         self._selector.close()
         self._listener.close()
         os.close(self._wake)
+        return held
 
     def _run(self) -> None:
         while not self._closing:
@@ -200,11 +202,11 @@ class LeaseServer:
 
     def _release(self, session: _Session, packet: protocol.Packet) -> None:
         key = (protocol.integer(packet, "epoch"), protocol.integer(packet, "serial"))
-        grant = session.grants.pop(key, None)
+        grant = session.grants.get(key)
         if grant is None:
             raise FrameError("release of a lease that the reader does not hold", got=key)
-        read_done = packet.get("read_done")
-        self._desk.give_back(grant, read_done if isinstance(read_done, str) else None)
+        self._desk.give_back(grant, str(packet.get("read_done", "")))
+        del session.grants[key]
 
     def _serve_waiting(self) -> None:
         try:

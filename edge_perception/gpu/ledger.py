@@ -72,16 +72,16 @@ class SlotLedger:
         held = {grant.slot for grant in self._grants.values() if grant.quarantined}
         return len(self._slots) - len(held)
 
-    def take_slot(self, in_use: Callable[[Sequence[ReadDone]], bool]) -> int | None:
+    def take_slot(self, in_use: Callable[[int, Sequence[ReadDone]], bool]) -> int | None:
         """Mark the oldest slot that nobody reads as being written and return it.
 
-        ``in_use`` tells, for the marks that released readers left, whether the writer would have
-        to wait for them; such a slot counts as read. Returns None when every slot is read.
+        ``in_use`` tells, for a slot and the marks that released readers left there, whether the
+        writer would have to wait; such a slot counts as read. Returns None when every slot is read.
         """
         candidates = [
             index
             for index, slot in enumerate(self._slots)
-            if not slot.leases and not slot.being_written and not in_use(slot.read_done)
+            if not slot.leases and not slot.being_written and not in_use(index, slot.read_done)
         ]
         if not candidates:
             return None

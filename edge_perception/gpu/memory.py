@@ -6,7 +6,7 @@ A ``Transport`` makes such memory in the writer's process (``allocate``) and map
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -39,12 +39,42 @@ class FrameMemory(Protocol):
         """Copy uint8 ``(n,)`` into a slot, ordered after the readers' queued work."""
         ...
 
-    def must_wait(self, read_done: Sequence[ReadDone]) -> bool:
-        """Tell whether writing after these marks would block the CPU."""
+    def must_wait(self, slot: int, read_done: Sequence[ReadDone]) -> bool:
+        """Tell whether writing a slot after these marks would block the CPU."""
         ...
 
     def host_view(self, slot: int, size_bytes: int) -> UInt8Array:
         """Return read-only uint8 ``(size_bytes,)``, or raise ``FrameError`` on device memory."""
+        ...
+
+    @property
+    def outlives_writer(self) -> bool:
+        """Whether readers in other processes keep the memory when the writer lets go of it."""
+        ...
+
+    @property
+    def dlpack_device(self) -> tuple[int, int]:
+        """``DLDeviceType`` and ordinal of the slots."""
+        ...
+
+    def device_pointer(self, slot: int) -> int:
+        """Return a slot's address for the GPU, or raise ``FrameError`` on host memory."""
+        ...
+
+    def wait_written(self, slot: int, stream: int) -> None:
+        """Let a stream wait, on the GPU, until the slot's frame is complete."""
+        ...
+
+    def record_read(self, slot: int, streams: Iterable[int]) -> ReadDone:
+        """Mark the end of what these streams have queued on a slot."""
+        ...
+
+    def export_read_done(self, read_done: ReadDone) -> str:
+        """Put a reader's mark into words for the writer's process."""
+        ...
+
+    def import_read_done(self, exported: str) -> ReadDone:
+        """Turn those words into a mark that ``write`` understands."""
         ...
 
     def export(self) -> ExportedMemory:

@@ -152,10 +152,11 @@ class FrameReader:
     def _give_back(self, grant: Grant, read_done: ReadDone | None) -> None:
         """Tell the writer; takes no lock, because a finaliser may call it anywhere."""
         if self._held.pop((grant.epoch, grant.serial), None) is None or self._closed:
-            return
-        packet = {"op": "release", "epoch": grant.epoch, "serial": grant.serial}
+            return  # close() gave it back already
+        mark = "" if read_done is None else self._memories[grant.epoch].export_read_done(read_done)
+        packet = {"op": "release", "epoch": grant.epoch, "serial": grant.serial, "read_done": mark}
         try:
-            self._send({**packet, "read_done": read_done})
+            self._send(packet)
         except FrameWriterGone:
             pass  # Nobody is left to reuse the slot.
 

@@ -268,7 +268,8 @@ class FrameRing:
     def close(self) -> None:
         """Hang up on readers and let go of the memory; idempotent.
 
-        Memory whose leases are still held is kept until their release.
+        Memory on which threads of this process hold leases is kept until their release; device
+        memory on which other processes do, until this process ends (logged).
         """
         with self._lock:
             if self._closed:
@@ -276,7 +277,8 @@ class FrameRing:
             self._closed = True
             self._retired.append(self._current)
         if self._server is not None:
-            self._server.close()
+            for grant in self._server.close():
+                self._forget_distant(grant)
         with self._lock:
             self._settle()
 
@@ -368,6 +370,14 @@ class FrameRing:
             self._retired.remove(epoch)
             epoch.memory.close()
 
+    def _forget_distant(self, grant: Grant) -> None:
+        """Give up another process's lease after the hang-up, if its mapping is its own."""
+        for epoch in self._retired:
+            if epoch.ledger.epoch == grant.epoch and epoch.memory.outlives_writer:
+                self._releases.put(_Release(grant))
+                return
+        _LOG.warning("ring %r: %s still reads; memory is kept", self.spec.name, grant.reader)
+
     def _book(self, release: _Release) -> None:
         for epoch in (self._current, *self._retired):
             if epoch.ledger.epoch == release.grant.epoch:
@@ -389,6 +399,13 @@ class FrameRing:
             grant = self._current.ledger.grant_newest(after, reader, time.monotonic_ns())
             self._counts.granted += grant is not None
             return (grant, self._current.memory) if grant is not None else None
+
+    def _import_read_done(self, grant: Grant, exported: str) -> ReadDone | None:
+        """Understand what a reader in another process queued on its slot."""
+        for epoch in (self._current, *self._retired):
+            if exported and epoch.ledger.epoch == grant.epoch:
+                return epoch.memory.import_read_done(exported)
+        return None
 
     def _give_back(
         self, grant: Grant, read_done: ReadDone | None, *, by_death: bool = False
@@ -422,8 +439,8 @@ class _Desk:
     def grant_newest(self, after: int, reader: str) -> tuple[Grant, FrameMemory] | None:
         return self._ring._grant_newest(after, reader)
 
-    def give_back(self, grant: Grant, read_done: str | None) -> None:
-        self._ring._give_back(grant, read_done)
+    def give_back(self, grant: Grant, read_done: str) -> None:
+        self._ring._give_back(grant, self._ring._import_read_done(grant, read_done))
 
     def take_from_dead(self, grant: Grant) -> None:
         self._ring._give_back(grant, None, by_death=True)

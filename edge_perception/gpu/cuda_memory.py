@@ -1,0 +1,411 @@
+"""Slots that a GPU reads: device memory, shared between processes or not, and mapped host memory.
+
+*Device memory* (discrete GPUs). The writer copies a frame into the slot's pinned staging buffer,
+queues the upload on the ring's stream behind the readers' read-done events, and records the
+slot's write-done event; neither copy nor event blocks the CPU. A staging buffer is free again
+when its upload is done, which a slot's turn in the ring makes certain in practice; if not, the
+slot counts as in use.
+
+*Mapped memory* (Jetson, whose GPU reads host memory anyway and has no legacy CUDA IPC). The slots
+are shared memory registered with CUDA in every process. There is no upload: the CPU writes, so a
+slot is free only when its readers' GPU work is done. Events do not cross processes here, so a
+reader in another process lets its own CPU wait for its last kernel before it gives a lease back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from cuda.bindings import driver
+
+from edge_perception.core.image import UInt8Array
+from edge_perception.errors import CudaError, FrameError
+from edge_perception.gpu import dlpack
+from edge_perception.gpu.cuda import (
+    Device,
+    Event,
+    Stream,
+    checked,
+    get_device,
+    open_memory,
+    read_handle,
+)
+from edge_perception.gpu.host_memory import HostMemory, SharedMemoryTransport
+from edge_perception.gpu.ledger import ReadDone
+from edge_perception.gpu.memory import ExportedMemory
+
+_ALIGNMENT = 512  # of device slots, so that every row's vector loads can be aligned
+
+ReadEvents = tuple[Event, ...]
+"""A CUDA transport's ``ReadDone``: one event for each stream that read."""
+
+
+class DeviceMemory:
+    """Slots in device memory, written through pinned staging buffers."""
+
+    outlives_writer = False
+
+    def __init__(self, device: Device, slots: int, slot_bytes: int, *, shared: bool) -> None:
+        self._device = device
+        self._slots = slots
+        self._slot_bytes = slot_bytes
+        self._stride = -(-slot_bytes // _ALIGNMENT) * _ALIGNMENT
+        self._shared = shared
+        device.make_current()
+        self._base, self._staging = _allocate(device, slots, slot_bytes, self._stride)
+        self._stream = Stream(device, high_priority=True)
+        self._write_done = [Event(shared=shared) for _ in range(slots)]
+        self._spare: list[Event] = []
+        self._imported: dict[str, Event] = {}
+        self._closed = False
+
+    @property
+    def slot_bytes(self) -> int:
+        return self._slot_bytes
+
+    @property
+    def dlpack_device(self) -> tuple[int, int]:
+        return (dlpack.CUDA, self._device.ordinal)
+
+    def write(self, slot: int, pixels: UInt8Array, read_done: Sequence[ReadDone]) -> None:
+        self._device.make_current()
+        staged = self._staged(slot, pixels.size)
+        np.copyto(staged, pixels)
+        marks = set(_events(read_done))
+        for event in marks:
+            event.hold_back(self._stream.handle)
+        target = self._base + slot * self._stride
+        checked(
+            driver.cuMemcpyHtoDAsync(target, staged.ctypes.data, pixels.size, self._stream.handle),
+            "uploading a frame",
+        )
+        self._write_done[slot].record(self._stream.handle)
+        self._recycle(marks)
+
+    def must_wait(self, slot: int, read_done: Sequence[ReadDone]) -> bool:
+        self._device.make_current()
+        return not self._write_done[slot].done()
+
+    def host_view(self, slot: int, size_bytes: int) -> UInt8Array:
+        raise _on_device_only()
+
+    def device_pointer(self, slot: int) -> int:
+        return self._base + slot * self._stride
+
+    def wait_written(self, slot: int, stream: int) -> None:
+        self._device.make_current()
+        self._write_done[slot].hold_back(stream)
+
+    def record_read(self, slot: int, streams: Iterable[int]) -> ReadDone:
+        self._device.make_current()
+        events = []
+        for stream in streams:
+            try:
+                event = self._spare.pop()
+            except IndexError:
+                event = Event()
+            event.record(stream)
+            events.append(event)
+        return tuple(events)
+
+    def export(self) -> ExportedMemory:
+        if not self._shared:
+            raise FrameError(
+                "the ring's device memory is private to its process",
+                mend="Create the ring with the cuda_ipc transport.",
+            )
+        self._device.make_current()
+        handle = checked(driver.cuIpcGetMemHandle(self._base), "exporting device memory")
+        events = "".join(event.export().hex() for event in self._write_done)
+        facts = {
+            "memory": read_handle(handle).hex(),
+            "events": events,
+            "device": str(self._device.ordinal),
+        }
+        return ExportedMemory(self._slots, self._slot_bytes, facts)
+
+    def import_read_done(self, exported: str) -> ReadDone:
+        """Open the read-done events that a reader in another process recorded."""
+        self._device.make_current()
+        handles = [exported[at : at + 128] for at in range(0, len(exported), 128)]
+        for handle in handles:
+            if handle not in self._imported:
+                self._imported[handle] = Event.imported(bytes.fromhex(handle))
+        return tuple(self._imported[handle] for handle in handles)
+
+    def export_read_done(self, read_done: ReadDone) -> str:
+        raise FrameError("the writer's own read-done events do not travel")
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._device.make_current()
+        self._stream.synchronize()
+        for event in (*self._write_done, *self._spare, *self._imported.values()):
+            event.close()
+        self._stream.close()
+        checked(driver.cuMemFree(self._base), "freeing the ring")
+        checked(driver.cuMemFreeHost(self._staging), "freeing the staging buffers")
+
+    def _recycle(self, waited: set[Event]) -> None:
+        """Keep this process's events for later reads; close those of other processes."""
+        for handle, event in tuple(self._imported.items()):
+            if event in waited:
+                del self._imported[handle]
+                waited.discard(event)
+                event.close()
+        self._spare.extend(waited)
+
+    def _staged(self, slot: int, size_bytes: int) -> UInt8Array:
+        if self._closed or not (0 <= slot < self._slots and size_bytes <= self._slot_bytes):
+            raise FrameError("access outside the ring's slots", got=(slot, size_bytes))
+        return view_host(self._staging + slot * self._stride, size_bytes)
+
+
+class ImportedDeviceMemory:
+    """Another process's device slots, mapped by CUDA IPC for reading."""
+
+    outlives_writer = False
+
+    def __init__(self, exported: ExportedMemory) -> None:
+        self._device = get_device(int(exported.facts["device"]))
+        self._device.make_current()
+        self._slot_bytes = exported.slot_bytes
+        self._stride = -(-exported.slot_bytes // _ALIGNMENT) * _ALIGNMENT
+        self._base = open_memory(bytes.fromhex(exported.facts["memory"]))
+        handles = bytes.fromhex(exported.facts["events"])
+        self._write_done = [
+            Event.imported(handles[slot * 64 : slot * 64 + 64]) for slot in range(exported.slots)
+        ]
+        # One event a slot and stream, recorded again at each release: the writer opens it once.
+        self._read_done: dict[tuple[int, int], Event] = {}
+        self._closed = False
+
+    @property
+    def slot_bytes(self) -> int:
+        return self._slot_bytes
+
+    @property
+    def dlpack_device(self) -> tuple[int, int]:
+        return (dlpack.CUDA, self._device.ordinal)
+
+    def write(self, slot: int, pixels: UInt8Array, read_done: Sequence[ReadDone]) -> None:
+        raise FrameError("a reader does not write")
+
+    def must_wait(self, slot: int, read_done: Sequence[ReadDone]) -> bool:
+        return True
+
+    def host_view(self, slot: int, size_bytes: int) -> UInt8Array:
+        raise _on_device_only()
+
+    def device_pointer(self, slot: int) -> int:
+        return self._base + slot * self._stride
+
+    def wait_written(self, slot: int, stream: int) -> None:
+        self._device.make_current()
+        self._write_done[slot].hold_back(stream)
+
+    def record_read(self, slot: int, streams: Iterable[int]) -> ReadDone:
+        self._device.make_current()
+        events = []
+        for stream in streams:
+            if (slot, stream) not in self._read_done:
+                self._read_done[slot, stream] = Event(shared=True)
+            self._read_done[slot, stream].record(stream)
+            events.append(self._read_done[slot, stream])
+        return tuple(events)
+
+    def export_read_done(self, read_done: ReadDone) -> str:
+        return "".join(event.export().hex() for event in _events([read_done]))
+
+    def import_read_done(self, exported: str) -> ReadDone:
+        raise FrameError("a reader gets no read-done events")
+
+    def export(self) -> ExportedMemory:
+        raise FrameError("a reader does not pass memory on")
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._device.make_current()
+        self._device.synchronize()
+        for event in (*self._write_done, *self._read_done.values()):
+            event.close()
+        checked(driver.cuIpcCloseMemHandle(self._base), "unmapping shared device memory")
+
+
+class MappedMemory:
+    """Shared host slots that the GPU of each process reads in place."""
+
+    outlives_writer = True
+
+    def __init__(self, host: HostMemory, device: Device) -> None:
+        self._host = host
+        self._device = device
+        device.make_current()
+        address, size = host.extent()
+        self._address = address
+        checked(
+            driver.cuMemHostRegister(address, size, driver.CU_MEMHOSTREGISTER_DEVICEMAP),
+            "registering shared memory with CUDA",
+        )
+        self._base = int(checked(driver.cuMemHostGetDevicePointer(address, 0), "mapping memory"))
+        self._closed = False
+
+    @property
+    def slot_bytes(self) -> int:
+        return self._host.slot_bytes
+
+    @property
+    def dlpack_device(self) -> tuple[int, int]:
+        return (dlpack.CUDA_HOST, self._device.ordinal)
+
+    def write(self, slot: int, pixels: UInt8Array, read_done: Sequence[ReadDone]) -> None:
+        for event in _events(read_done):
+            event.close()
+        self._host.write(slot, pixels, ())
+
+    def must_wait(self, slot: int, read_done: Sequence[ReadDone]) -> bool:
+        self._device.make_current()
+        return not all(event.done() for event in _events(read_done))
+
+    def host_view(self, slot: int, size_bytes: int) -> UInt8Array:
+        return self._host.host_view(slot, size_bytes)
+
+    def device_pointer(self, slot: int) -> int:
+        return self._base + slot * self._host.stride
+
+    def wait_written(self, slot: int, stream: int) -> None:
+        """Nothing to wait for: the CPU wrote before it published."""
+
+    def record_read(self, slot: int, streams: Iterable[int]) -> ReadDone:
+        self._device.make_current()
+        events = tuple(Event() for _ in streams)
+        for event, stream in zip(events, streams, strict=True):
+            event.record(stream)
+        return events
+
+    def export_read_done(self, read_done: ReadDone) -> str:
+        """Wait on this reader's CPU, since events do not cross processes here."""
+        for event in _events([read_done]):
+            event.synchronize()
+            event.close()
+        return ""
+
+    def import_read_done(self, exported: str) -> ReadDone:
+        return ()
+
+    def export(self) -> ExportedMemory:
+        return self._host.export()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._device.make_current()
+        self._device.synchronize()
+        checked(driver.cuMemHostUnregister(self._address), "unregistering shared memory")
+        self._host.close()
+
+
+class CudaInProcessTransport:
+    """Device memory whose readers are threads of this process."""
+
+    name = "cuda_in_process"
+    crosses_processes = False
+
+    def __init__(self, ordinal: int = 0) -> None:
+        self._ordinal = ordinal
+
+    def allocate(self, slots: int, slot_bytes: int) -> DeviceMemory:
+        return DeviceMemory(get_device(self._ordinal), slots, slot_bytes, shared=False)
+
+    def open(self, exported: ExportedMemory) -> ImportedDeviceMemory:
+        raise FrameError(
+            "the ring's device memory is private to its process",
+            mend="Create the ring with the cuda_ipc transport.",
+        )
+
+
+class CudaIpcTransport:
+    """Device memory shared by CUDA IPC; discrete GPUs."""
+
+    name = "cuda_ipc"
+    crosses_processes = True
+
+    def __init__(self, ordinal: int = 0) -> None:
+        self._ordinal = ordinal
+
+    def allocate(self, slots: int, slot_bytes: int) -> DeviceMemory:
+        return DeviceMemory(get_device(self._ordinal), slots, slot_bytes, shared=True)
+
+    def open(self, exported: ExportedMemory) -> ImportedDeviceMemory:
+        return ImportedDeviceMemory(exported)
+
+
+class CudaMappedTransport:
+    """Shared host memory that GPUs read in place; integrated GPUs, and where IPC fails."""
+
+    name = "cuda_mapped"
+    crosses_processes = True
+
+    def __init__(self, ordinal: int = 0) -> None:
+        self._ordinal = ordinal
+        # CUDA registers only memory that it may write, so readers map it writable too.
+        self._files = SharedMemoryTransport(readers_may_write=True)
+
+    def allocate(self, slots: int, slot_bytes: int) -> MappedMemory:
+        device = get_device(self._ordinal)
+        return MappedMemory(self._files.allocate(slots, slot_bytes), device)
+
+    def open(self, exported: ExportedMemory) -> MappedMemory:
+        device = get_device(self._ordinal)
+        return MappedMemory(self._files.open(exported), device)
+
+
+def view_host(address: int, size_bytes: int) -> UInt8Array:
+    """View host memory that CUDA allocated as uint8 ``(n,)``."""
+    raw = (ctypes.c_uint8 * size_bytes).from_address(address)
+    return np.ctypeslib.as_array(raw)
+
+
+def allocate_pinned(size_bytes: int) -> int:
+    """Return the address of page-locked host memory, to be freed by ``cuMemFreeHost``."""
+    return int(checked(driver.cuMemHostAlloc(size_bytes, 0), f"pinning {size_bytes} bytes"))
+
+
+def _allocate(device: Device, slots: int, slot_bytes: int, stride: int) -> tuple[int, int]:
+    """Allocate device slots and their pinned staging buffers, or say how much was missing."""
+    size = slots * stride
+    try:
+        base = int(checked(driver.cuMemAlloc(size), "allocating the ring"))
+        try:
+            return base, allocate_pinned(size)
+        except CudaError:
+            checked(driver.cuMemFree(base), "freeing the ring")
+            raise
+    except CudaError as error:
+        if error.sticky:
+            raise
+        free, total = device.memory_info()
+        raise FrameError(
+            f"not enough memory for {slots} slots of {slot_bytes} bytes on {device.name}",
+            expected=f"{size} bytes of device memory and as much pinned host memory",
+            got=f"{free} of {total} device bytes free ({error})",
+            mend="Use fewer slots or a smaller image, or free memory on the GPU.",
+        ) from error
+
+
+def _events(read_done: Iterable[ReadDone]) -> list[Event]:
+    return [event for mark in read_done for event in mark]  # type: ignore[attr-defined]
+
+
+def _on_device_only() -> FrameError:
+    return FrameError(
+        "the frame lives in device memory only",
+        mend="Use lease.on_device(stream), or a host transport.",
+    )
