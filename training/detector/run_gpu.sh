@@ -11,11 +11,11 @@ set -euo pipefail
 
 WORK=${WORK:-/tmp/demo_detector}
 PYTHON=${PYTHON:-python3}
-FRAMES=${FRAMES:-24000}        # training frames, in SHARDS folders rendered side by side
-SHARDS=${SHARDS:-16}
-TRAIN_SEED=${TRAIN_SEED:-100000} # shard i renders with seed TRAIN_SEED + i
-VAL_SEED=${VAL_SEED:-200000}
-EXAM_SEED=${EXAM_SEED:-300000}
+FRAMES=${FRAMES:-24000}        # training frames
+WORKERS=${WORKERS:-16}         # rendering processes
+TRAIN_SEED=${TRAIN_SEED:-1}
+VAL_SEED=${VAL_SEED:-2}
+EXAM_SEED=${EXAM_SEED:-3}
 VAL_FRAMES=${VAL_FRAMES:-1000}
 EXAM_FRAMES=${EXAM_FRAMES:-1000}
 TRAIN_ARGS=${TRAIN_ARGS:-}     # more options of training.detector.train, such as --batch 64
@@ -24,26 +24,20 @@ WAIT_S=${WAIT_S:-540}
 NAME=demo_yolox_nano
 export MUJOCO_GL=${MUJOCO_GL:-egl} PYTHONUNBUFFERED=1
 
-render() { # FOLDER SPLIT FRAMES SEED; a folder appears under its name only when complete
-  [ -e "$1/instances.json" ] && return
-  rm -rf "$1.partial" "$1"
+render() { # FOLDER SPLIT FRAMES SEED; goes on where it was interrupted
   "$PYTHON" -m edge_perception.cli world dataset \
-    --split "$2" --frames "$3" --seed "$4" --out "$1.partial" && mv "$1.partial" "$1"
+    --split "$2" --frames "$3" --seed "$4" --workers "$WORKERS" --out "$WORK/$1"
 }
 
 render_all() {
-  local pids=() shard
-  render "$WORK/val" held-out "$VAL_FRAMES" "$VAL_SEED" & pids+=($!)
-  render "$WORK/exam" held-out "$EXAM_FRAMES" "$EXAM_SEED" & pids+=($!)
-  for shard in $(seq 0 $((SHARDS - 1))); do
-    render "$WORK/train-$shard" train $((FRAMES / SHARDS)) $((TRAIN_SEED + shard)) & pids+=($!)
-  done
-  for pid in "${pids[@]}"; do wait "$pid" || return 1; done
+  render exam held-out "$EXAM_FRAMES" "$EXAM_SEED" &&
+    render val held-out "$VAL_FRAMES" "$VAL_SEED" &&
+    render train train "$FRAMES" "$TRAIN_SEED"
 }
 
 learn() {
   # shellcheck disable=SC2086
-  "$PYTHON" -m training.detector.train --train "$WORK"/train-*[0-9] --val "$WORK/val" \
+  "$PYTHON" -m training.detector.train --train "$WORK/train" --val "$WORK/val" \
     --out "$WORK/run" --minutes "$1" $TRAIN_ARGS
 }
 
@@ -53,7 +47,7 @@ export_and_examine() {
     "$PYTHON" -m training.detector.evaluate --weights "$onnx" --data "$WORK/exam" \
       --out "$WORK/exam.json" &&
     "$PYTHON" -m training.detector.record --run "$WORK/run" --exam "$WORK/exam.json" \
-      --out "$WORK/metrics.json" "train_frames=$FRAMES" "shards=$SHARDS" \
+      --out "$WORK/metrics.json" "train_frames=$FRAMES" \
       "train_seed=$TRAIN_SEED" "val_seed=$VAL_SEED" "exam_seed=$EXAM_SEED" "minutes=$1" \
       "options=$TRAIN_ARGS" "commit=$COMMIT" &&
     "$PYTHON" -m training.detector.export --weights "$weights" --onnx "$onnx" \
