@@ -31,13 +31,13 @@ REQUIREMENTS = ROOT / "requirements"
 INTERFACE = ROOT / "interfaces" / "vision_msgs"
 INTERFACE_RECORD = PREFIX / "share" / "vision_msgs" / "installed.json"
 PACKAGE_RECORD = PREFIX / "edge_perception_made_from"
-LINKS = {
-    "share/ament_index/resource_index/packages/edge_perception": "resource/edge_perception",
-    "share/edge_perception/package.xml": "package.xml",
-    "share/edge_perception/launch": "launch",
-    "share/edge_perception/config": "config",
-    "share/edge_perception/engines": "engines",
-    "lib/edge_perception": "scripts/nodes",
+LINKED_FILES = {  # folder below the environment: files of this tree, as setup.py installs them
+    "share/ament_index/resource_index/packages": "resource/edge_perception",
+    "share/edge_perception": "package.xml",
+    "share/edge_perception/launch": "launch/*.launch.py",
+    "share/edge_perception/config": "config/*.*",
+    "share/edge_perception/engines": "engines/*.*",
+    "lib/edge_perception": "scripts/nodes/*",
 }
 
 
@@ -215,17 +215,23 @@ def install_this_package() -> None:
         _forget([here])
         _pip("--no-deps", "--no-build-isolation", "--editable", str(ROOT))
         PACKAGE_RECORD.write_text(digest)
-    for place, target in LINKS.items():
-        _link(PREFIX / place, ROOT / target)
+    for place, pattern in LINKED_FILES.items():
+        _link_files(PREFIX / place, sorted(ROOT.glob(pattern)))
 
 
-def _link(place: Path, target: Path) -> None:
-    if place.is_symlink() and place.resolve() == target and target.exists():
-        return
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if place.is_symlink() or place.is_file():
-        place.unlink()
-    place.symlink_to(target)
+def _link_files(folder: Path, targets: list[Path]) -> None:
+    """Link each target in ``folder``, itself no link (``ros2 launch`` walks past those)."""
+    if folder.is_symlink():
+        folder.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    for link in folder.iterdir():
+        if link.is_symlink() and link.readlink() not in targets:
+            link.unlink()
+    for target in targets:
+        link = folder / target.name
+        if not link.is_symlink():
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)
 
 
 def digest_of(paths: Iterable[Path]) -> str:
