@@ -14,6 +14,7 @@ neither a label that cannot be learnt nor background that would punish a right a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -149,8 +150,8 @@ def place_targets(store: FrameStore, placement: Placement) -> tuple[Tensor, Tens
 def jitter_colours(images: Tensor, strength: Tensor) -> Tensor:
     """Change light, colour, focus and noise of (B, 3, H, W), 0..255, keeping the range.
 
-    Per image: a colour matrix (saturation, channel gains, contrast), brightness, gamma, a random
-    3x3 blur for every third image, and Gaussian noise of up to 8 grey levels.
+    Per image: a colour matrix (hue, saturation, channel gains, contrast), brightness, gamma, a
+    random 3x3 blur for every third image, and Gaussian noise of up to 8 grey levels.
     """
     batch, device = images.shape[0], images.device
     images = torch.einsum("bij,bjhw->bihw", _colour_matrix(batch, strength, device), images)
@@ -163,13 +164,22 @@ def jitter_colours(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def _colour_matrix(batch: int, strength: Tensor, device: torch.device) -> Tensor:
-    """A (B, 3, 3) map: grey mix by saturation, then gains a channel times the contrast."""
+    """A (B, 3, 3) map: hue turn, grey mix by saturation, then gains a channel times contrast."""
     luma = torch.tensor(_LUMA, device=device).expand(3, 3)
     saturation = 1 + _uniform((batch, 1, 1), -0.6, 0.5, device) * strength
-    contrast = (_uniform((batch, 1, 1), -0.35, 0.35, device) * strength).exp()
+    contrast = (_uniform((batch, 1, 1), -0.4, 0.2, device) * strength).exp()
     gains = (_uniform((batch, 3, 1), -0.15, 0.15, device) * strength).exp()
     identity = torch.eye(3, device=device)
-    return contrast * gains * (saturation * identity + (1 - saturation) * luma)
+    mix = saturation * identity + (1 - saturation) * luma
+    return contrast * gains * mix @ _hue_turn(batch, strength, device)
+
+
+def _hue_turn(batch: int, strength: Tensor, device: torch.device) -> Tensor:
+    """Rotations (B, 3, 3) about grey by up to 0.8 rad: shape tells the class, not paint."""
+    angle = _uniform((batch, 1, 1), -0.8, 0.8, device) * strength
+    axis = torch.full((3, 3), 1 / 3, device=device)
+    cross = torch.tensor(((0, -1, 1), (1, 0, -1), (-1, 1, 0)), device=device) / math.sqrt(3)
+    return angle.cos() * (torch.eye(3, device=device) - axis) + axis + angle.sin() * cross
 
 
 def _blur(images: Tensor, strength: Tensor) -> Tensor:
