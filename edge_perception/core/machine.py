@@ -1,104 +1,112 @@
-"""What machine a figure was measured on: enough to judge it, and to repeat the measurement.
-
-Everything is read from files and from tools that a Jetson or a PC has anyway; what a machine does
-not tell is left out, never guessed.
-"""
+"""What a measurement was taken on: facts without which a figure means nothing."""
 
 from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
-Facts = dict[str, object]
-_TOOL_TIMEOUT_S = 5.0
+_SOURCE_TREE = Path(__file__).resolve().parents[2]
 
 
-def machine_facts() -> Facts:
-    """Return what stays the same during a run: processor, memory, system, GPU, power mode."""
-    facts: Facts = {
-        "cpu": _cpu_name(),
+def describe_machine() -> dict[str, Any]:
+    """Return processor, memory, GPU, system and versions; None for what cannot be found out.
+
+    Reads files below ``/proc`` and ``/etc`` and asks ``nvidia-smi`` and ``nvpmodel`` where they
+    exist; takes up to a few hundred milliseconds.
+    """
+    return {
+        "cpu": _line_value("/proc/cpuinfo", ("model name", "Model", "Hardware")),
         "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(_memory_kib("MemTotal") / 2**20, 1),
-        "architecture": platform.machine(),
+        "memory_gib": _memory_gib("MemTotal"),
+        "gpu": _first_line(
+            ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+        ),
+        "board": _file_text("/proc/device-tree/model"),
+        "power_mode": _first_line(["nvpmodel", "-q"]),
+        "cpu_governor": _file_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "os": _line_value("/etc/os-release", ("PRETTY_NAME",)),
         "kernel": platform.release(),
+        "architecture": platform.machine(),
         "python": platform.python_version(),
-        "ros_distro": os.environ.get("ROS_DISTRO", "wheels (jazzy)"),
-        "board": _read("/proc/device-tree/model").rstrip("\0"),
-        "gpu": _tool(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]),
-        "jetson_power_mode": _tool(["nvpmodel", "-q"]),
-        "cpu_governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip(),
+        "ros_distro": os.environ.get("ROS_DISTRO"),
+        "virtual_environment": sys.prefix != sys.base_prefix,
     }
-    return {name: value for name, value in facts.items() if value}
 
 
-def machine_state() -> Facts:
-    """Return what changes during a run: clocks, temperatures, load, free memory."""
-    facts: Facts = {
-        "cpu_mhz": _cpu_clocks_mhz(),
-        "temperatures_c": _temperatures_c(),
-        "load_1min": os.getloadavg()[0],
-        "memory_available_gib": round(_memory_kib("MemAvailable") / 2**20, 2),
-        "gpu_clocks_temperature_memory": _tool(
+def describe_state() -> dict[str, Any]:
+    """Return what moves during a run: load, clocks, temperatures and free memory.
+
+    Clocks in MHz, temperatures in degrees Celsius; empty or None for what is not told.
+    """
+    return {
+        "load_1min": round(os.getloadavg()[0], 2),
+        "memory_available_gib": _memory_gib("MemAvailable"),
+        "cpu_mhz": _readings("/sys/devices/system/cpu", "cpu[0-9]*/cpufreq/scaling_cur_freq"),
+        "temperatures_c": _readings("/sys/class/thermal", "thermal_zone*/temp"),
+        "gpu": _first_line(
             [
                 "nvidia-smi",
-                "--query-gpu=clocks.sm,clocks.mem,temperature.gpu,memory.used",
+                "--query-gpu=clocks.sm,clocks.mem,temperature.gpu,power.draw,memory.used",
                 "--format=csv,noheader",
             ]
         ),
     }
-    return {name: value for name, value in facts.items() if value not in ("", [], {})}
 
 
-def provenance(source_folder: Path) -> Facts:
-    """Return when, and from which commit, a figure was made; "-dirty" marks a changed tree."""
-    commit = _tool(
-        ["git", "-C", str(source_folder), "describe", "--always", "--dirty", "--abbrev=12"]
-    )
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit or "unknown (not a git checkout)",
-    }
+def describe_code() -> dict[str, Any]:
+    """Return the commit of the source tree and whether it is changed; None outside a checkout."""
+    git = ["git", "-C", str(_SOURCE_TREE)]
+    commit = _first_line([*git, "rev-parse", "HEAD"])
+    changed = _output([*git, "status", "--porcelain", "--untracked-files=no"])
+    return {"commit": commit, "changed": bool(changed) if commit else None}
 
 
-def _cpu_name() -> str:
-    found = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
-    return found.group(1) if found else platform.processor()
+def utc_now() -> str:
+    """Return the time in UTC as ISO 8601 to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _memory_kib(field: str) -> int:
-    found = re.search(rf"^{field}:\s*(\d+) kB$", _read("/proc/meminfo"), re.MULTILINE)
-    return int(found.group(1)) if found else 0
+def _memory_gib(field: str) -> float | None:
+    kib = _line_value("/proc/meminfo", (field,))
+    return round(int(kib.split()[0]) / 2**20, 1) if kib else None
 
 
-def _cpu_clocks_mhz() -> list[int]:
-    files = sorted(Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
-    return [int(text) // 1000 for text in map(_read, files) if text.strip().isdigit()]
+def _line_value(path: str, keys: Sequence[str]) -> str | None:
+    """Return the value of the first ``key: value`` or ``key=value`` line with one of ``keys``."""
+    for line in (_file_text(path) or "").splitlines():
+        key, _, value = line.replace("=", ":", 1).partition(":")
+        if key.strip() in keys:
+            return value.strip().strip('"')
+    return None
 
 
-def _temperatures_c() -> dict[str, float]:
-    zones = sorted(Path("/sys/class/thermal").glob("thermal_zone*"))
-    readings = {_read(zone / "type").strip(): _read(zone / "temp").strip() for zone in zones}
-    return {name: int(text) / 1000 for name, text in readings.items() if text.lstrip("-").isdigit()}
+def _readings(folder: str, pattern: str) -> list[float]:
+    """Return thousandths read from sysfs as units: kHz as MHz, millidegrees as degrees."""
+    texts = (_file_text(str(path)) for path in sorted(Path(folder).glob(pattern)))
+    return [int(text) / 1000 for text in texts if text and text.lstrip("-").isdigit()]
 
 
-def _read(path: str | Path) -> str:
+def _file_text(path: str) -> str | None:
     try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip("\0\n") or None
     except OSError:
-        return ""
+        return None
 
 
-def _tool(command: Sequence[str]) -> str:
-    """Return what a tool prints; empty where it is missing, fails or hangs."""
+def _output(command: Sequence[str]) -> str | None:
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TOOL_TIMEOUT_S, check=True
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
+        return None
+    return done.stdout.strip() or None
+
+
+def _first_line(command: Sequence[str]) -> str | None:
+    output = _output(command)
+    return output.splitlines()[0] if output else None

@@ -24,8 +24,8 @@ class BagWriter:
 
     A context manager. The file appears at ``path`` only when the body ends without an error, so
     that half a bag is never taken for a whole one. Messages are logged at their header's stamp.
-    ``namespace`` comes before each topic: ``/image/compressed``, ``/camera_info``,
-    ``/ground_truth``.
+    ``namespace`` comes before each topic: ``/image/compressed``, ``/image``, ``/camera_info``,
+    ``/ground_truth``. ``compress`` false spares the reader's time at the cost of the disk.
 
     Raises:
         BagError: ``path`` does not end in .mcap, or its folder cannot be written.
@@ -33,13 +33,19 @@ class BagWriter:
     """
 
     def __init__(
-        self, path: Path, *, frame_id: str = "camera_optical", namespace: str = ""
+        self,
+        path: Path,
+        *,
+        frame_id: str = "camera_optical",
+        namespace: str = "",
+        compress: bool = True,
     ) -> None:
         if path.suffix != ".mcap":
             raise BagError("a bag is written as one MCAP file", expected="*.mcap", got=str(path))
         self.path = path
         self.frame_id = frame_id
         self.namespace = namespace
+        self.compress = compress
         self._scratch: Path | None = None
         self._writer: Writer | None = None
         self._connections: dict[str, Connection] = {}
@@ -56,7 +62,8 @@ class BagWriter:
                 mend=str(error),
             ) from error
         self._writer = Writer(self._scratch / "bag", version=9, storage_plugin=StoragePlugin.MCAP)
-        self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+        if self.compress:
+            self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
         self._writer.open()
         return self
 
@@ -82,6 +89,11 @@ class BagWriter:
         """Write one JPEG as a ``CompressedImage`` on ``image/compressed``."""
         cdr = messages.serialize_compressed_image(stamp_ns, self.frame_id, jpeg)
         self._write("/image/compressed", messages.COMPRESSED_IMAGE, stamp_ns, cdr)
+
+    def write_raw_image(self, stamp_ns: int, pixels: npt.NDArray[np.uint8], encoding: str) -> None:
+        """Write pixels ``(height, width[, channels])`` as an ``Image`` on ``image``."""
+        cdr = messages.serialize_image(stamp_ns, self.frame_id, pixels, encoding)
+        self._write("/image", messages.IMAGE, stamp_ns, cdr)
 
     def write_camera_info(
         self, stamp_ns: int, size_px: tuple[int, int], intrinsics: npt.NDArray[np.float64]

@@ -1,0 +1,1 @@
+"""What ``edge-perception bench`` runs: the graph beside its baselines, on this machine."""

@@ -1,0 +1,223 @@
+"""The graph beside two baselines: same model, same frames, same run.
+
+Each measurement starts a system (our container, or a baseline node of queue depth 10 or 1), a
+profiler in a process of its own that listens as a planner would, and a player whose camera does
+not care whether anybody keeps up. Systems alternate, so that a machine that grows slower or
+faster in between treats them alike. The first second of each is warm-up and left out.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edge_perception.benchmark.processes import NodeProcess, pause
+from edge_perception.core.latency import LatencySummary
+from edge_perception.errors import EdgePerceptionError
+
+OURS, DEPTH_10, DEPTH_1 = "ours", "baseline_depth_10", "baseline_depth_1"
+SYSTEMS = (OURS, DEPTH_10, DEPTH_1)
+_WARM_UP_S = 1.5
+_INFERENCE = ("infer",)
+_OUTSIDE = ("receive", "deliver")
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Load:
+    """A camera: frames of a bag, at a fixed rate, for some seconds."""
+
+    bag: Path
+    compressed: bool
+    fps: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a planner saw of one system under one load.
+
+    ``fps`` counts results; ``non_inference_ms`` is what the nodes took beside the model, from
+    callback to publish, and known for ours alone.
+    """
+
+    system: str
+    fps: float
+    end_to_end_ms: LatencySummary
+    non_inference_ms: LatencySummary | None = None
+
+
+def measure(system: str, load: Load, threads: int) -> Measured:
+    """Run one system under one load.
+
+    Raises:
+        EdgePerceptionError: a process died, or no result arrived.
+    """
+    with tempfile.TemporaryDirectory(prefix="edge_perception_bench_") as scratch:
+        folder = Path(scratch)
+        with _profiler(folder), _system(system, folder, load, threads) as node:
+            with _player(folder, load) as player:
+                pause(load.seconds + _WARM_UP_S, node, player)
+            time.sleep(0.5)  # what is under way may still arrive
+        return _judge(system, _read_rows(folder / "ledger.jsonl"))
+
+
+def _profiler(folder: Path) -> NodeProcess:
+    parameters = {"autostart": True, "output_dir": folder}
+    return NodeProcess("profiler", folder / "profiler.log", parameters)
+
+
+def _system(system: str, folder: Path, load: Load, threads: int) -> NodeProcess:
+    log = folder / f"{system}.log"
+    if system == OURS:
+        parameters: dict[str, object] = {
+            "autostart": True,
+            "profile": False,
+            "threads": threads,
+            "image_transport": "compressed" if load.compressed else "raw",
+            "reliability": "reliable",  # as the baselines', so that nobody loses before its queue
+        }
+        return NodeProcess("container", log, parameters)
+    depth = 10 if system == DEPTH_10 else 1
+    return NodeProcess(
+        "baseline", log, {"depth": depth, "threads": threads, "compressed": load.compressed}
+    )
+
+
+def _player(folder: Path, load: Load) -> NodeProcess:
+    parameters = {"autostart": True, "source": load.bag, "fps": load.fps, "loop": True}
+    return NodeProcess("player", folder / "player.log", parameters)
+
+
+def _read_rows(ledger: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in ledger.read_text(encoding="utf-8").splitlines()]
+
+
+def _judge(system: str, rows: Sequence[dict[str, object]]) -> Measured:
+    arrivals = np.array([row["arrival_ns"] for row in rows], np.int64)
+    if arrivals.size < 2:
+        raise EdgePerceptionError(f"{system}: hardly a result arrived", got=int(arrivals.size))
+    steady = [
+        row for row, ns in zip(rows, arrivals, strict=True) if ns > arrivals[0] + _WARM_UP_S * 1e9
+    ]
+    times = [int(str(row["arrival_ns"])) for row in steady]
+    own = [_non_inference_ns(row) for row in steady if row["joined"]]
+    return Measured(
+        system=system,
+        fps=(len(times) - 1) * 1e9 / (times[-1] - times[0]),
+        end_to_end_ms=LatencySummary.of_ns(int(str(row["end_to_end_ns"])) for row in steady),
+        non_inference_ms=LatencySummary.of_ns(own) if own else None,
+    )
+
+
+def _non_inference_ns(row: dict[str, object]) -> int:
+    stages = row["stages_ns"]
+    assert isinstance(stages, dict)
+    return sum(ns for stage, ns in stages.items() if stage not in (*_INFERENCE, *_OUTSIDE))
+
+
+def overload(load: Load, threads: int, pairs: int, tell: Tell) -> dict[str, object]:
+    """Compare the systems with a camera faster than the model; medians over alternating runs."""
+    runs = _alternate(SYSTEMS, load, threads, pairs, tell)
+    p99 = {system: _median(runs[system], lambda run: run.end_to_end_ms.p99) for system in SYSTEMS}
+    fps = {system: _median(runs[system], lambda run: run.fps) for system in SYSTEMS}
+    return {
+        "camera_fps": load.fps,
+        "p99_ratio_to_baseline": p99[OURS] / p99[DEPTH_10],
+        "p99_ratio_to_depth_1": p99[OURS] / p99[DEPTH_1],
+        "fps_ratio_to_baseline": fps[OURS] / fps[DEPTH_10],
+        "fps_ratio_to_depth_1": fps[OURS] / fps[DEPTH_1],
+        "p99_ms": p99,
+        "fps": fps,
+        "runs": [asdict(run) for system in SYSTEMS for run in runs[system]],
+    }
+
+
+def underload(load: Load, threads: int, pairs: int, tell: Tell) -> dict[str, object]:
+    """Compare the systems with a camera that the model keeps up with."""
+    runs = _alternate(SYSTEMS, load, threads, pairs, tell)
+    p50 = {system: [run.end_to_end_ms.p50 or 0.0 for run in runs[system]] for system in SYSTEMS}
+    ratios = [
+        ours / min(ten, one)
+        for ours, ten, one in zip(p50[OURS], p50[DEPTH_10], p50[DEPTH_1], strict=True)
+    ]
+    own = [run.non_inference_ms.p50 for run in runs[OURS] if run.non_inference_ms]
+    return {
+        "camera_fps": load.fps,
+        "p50_ratio_to_baseline": statistics.median(ratios),
+        "p50_ms": {system: statistics.median(values) for system, values in p50.items()},
+        "non_inference_p50_ms": statistics.median(value for value in own if value is not None),
+        "runs": [asdict(run) for system in SYSTEMS for run in runs[system]],
+    }
+
+
+def _alternate(
+    systems: Sequence[str], load: Load, threads: int, pairs: int, tell: Tell
+) -> dict[str, list[Measured]]:
+    runs: dict[str, list[Measured]] = {system: [] for system in systems}
+    for pair in range(pairs):
+        shift = pair % len(systems)
+        for system in (*systems[shift:], *systems[:shift]):
+            run = measure(system, load, threads)
+            runs[system].append(run)
+            summary = run.end_to_end_ms
+            tell(
+                f"{system:18} camera {load.fps:5.1f} fps: {run.fps:5.1f} fps,"
+                f" p50 {summary.p50:7.1f} ms, p99 {summary.p99 or float('nan'):7.1f} ms"
+            )
+    return runs
+
+
+def _median(runs: Sequence[Measured], of: Callable[[Measured], float | None]) -> float:
+    values = [value for value in map(of, runs) if value is not None]
+    if not values:
+        raise EdgePerceptionError(
+            "too few frames for this percentile", mend="Give every run more seconds."
+        )
+    return statistics.median(values)
+
+
+def idle(load: Load, threads: int) -> dict[str, object]:
+    """Show that without a subscriber no inference happens."""
+    with tempfile.TemporaryDirectory(prefix="edge_perception_bench_") as scratch:
+        folder = Path(scratch)
+        with _system(OURS, folder, load, threads) as node:
+            pause(4.0, node)
+            before = node.cpu_seconds()
+            with _player(folder, load) as player:
+                pause(load.seconds, node, player)
+            used = node.cpu_seconds() - before
+    return {
+        "camera_fps": load.fps,
+        "seconds": load.seconds,
+        "cpu_share_of_one_core": used / load.seconds,
+    }
+
+
+def memory_growth(load: Load, threads: int, frames: int, tell: Tell) -> dict[str, object]:
+    """Return how much the container grew over ``frames`` camera frames, in MB of its own memory."""
+    with tempfile.TemporaryDirectory(prefix="edge_perception_bench_") as scratch:
+        folder = Path(scratch)
+        with _profiler(folder), _system(OURS, folder, load, threads) as node:
+            with _player(folder, load) as player:
+                pause(min(30.0, 0.1 * frames / load.fps) + 5.0, node, player)
+                start_bytes, start_cpu = node.resident_bytes(), node.cpu_seconds()
+                pause(frames / load.fps, node, player)
+                grown = node.resident_bytes() - start_bytes
+                processed = len(_read_rows(folder / "ledger.jsonl"))
+                cpu = node.cpu_seconds() - start_cpu
+    tell(f"memory: grew {grown / 1e6:.2f} MB over {frames} camera frames")
+    return {
+        "memory_growth_mb": grown / 1e6,
+        "camera_frames": frames,
+        "processed_frames": processed,
+        "cpu_seconds": cpu,
+    }

@@ -1,0 +1,117 @@
+"""The whole kit: one command, one JSON with the machine, for a robot as for a desk."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from edge_perception.benchmark import graph
+from edge_perception.benchmark.graph import Load, Tell
+from edge_perception.core.machine import describe_code, describe_machine, describe_state, utc_now
+from edge_perception.errors import BagError
+from edge_perception.replay.bag_writer import BagWriter
+from edge_perception.replay.messages import COMPRESSED_IMAGE, read_image_data
+from edge_perception.replay.sources import open_source
+
+SCHEMA = "edge_perception/graph-benchmark/1"
+RAW_SIZES = {"480p": (480, 640), "1080p": (1080, 1920)}
+_RAW_FRAMES = 60
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure; ``quick`` is for trying the kit, not for figures."""
+
+    pairs: int
+    seconds: float
+    memory_frames: int
+    memory_fps: float
+
+    @classmethod
+    def full(cls) -> Effort:
+        """Return the effort behind published figures."""
+        return cls(pairs=5, seconds=15.0, memory_frames=20_000, memory_fps=150.0)
+
+    @classmethod
+    def quick(cls) -> Effort:
+        """Return about two minutes' worth."""
+        return cls(pairs=1, seconds=6.0, memory_frames=1_000, memory_fps=100.0)
+
+
+def run_graph(bag: Path, threads: int, effort: Effort, out: Path, tell: Tell) -> None:
+    """Measure the graph and its baselines, and write the JSON, also after each part.
+
+    Args:
+        bag: recorded ``CompressedImage`` frames.
+        threads: of the CPU runtime, the same for every system.
+        effort: how much to measure.
+        out: the JSON; replaced when the run begins.
+        tell: gets a line of progress.
+    """
+    result: dict[str, object] = {
+        "schema": SCHEMA,
+        "date": utc_now(),
+        **describe_code(),
+        "machine": describe_machine(),
+        "threads": threads,
+        "bag": bag.name,
+        "state_before": describe_state(),
+    }
+
+    def keep(name: str, value: object) -> None:
+        result[name] = value
+        result["state_after"] = describe_state()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+    capacity = _capacity_fps(bag, threads, tell)
+    keep("capacity_fps", capacity)
+    fast = Load(bag, True, 2 * capacity, effort.seconds)
+    slow = Load(bag, True, capacity / 2, effort.seconds)
+    keep("overload", graph.overload(fast, threads, effort.pairs, tell))
+    underload = graph.underload(slow, threads, effort.pairs, tell)
+    keep("underload", {**underload, "non_inference_p50_ms": {}})
+    with tempfile.TemporaryDirectory(prefix="edge_perception_bench_") as scratch:
+        own = {}
+        for name, size in RAW_SIZES.items():
+            raw_bag = _write_raw_bag(bag, Path(scratch) / f"{name}.mcap", size)
+            run = graph.measure(
+                graph.OURS, Load(raw_bag, False, min(30.0, capacity / 2), effort.seconds), threads
+            )
+            own[name] = run.non_inference_ms.p50 if run.non_inference_ms else None
+            tell(f"raw {name}: everything but inference takes {own[name]:.2f} ms (p50)")
+    keep("underload", {**underload, "non_inference_p50_ms": own})
+    keep("idle", graph.idle(slow, threads))
+    load = Load(bag, True, effort.memory_fps, 0.0)
+    growth = graph.memory_growth(load, threads, effort.memory_frames, tell)
+    keep("memory", growth)
+    keep("memory_growth_mb", growth["memory_growth_mb"])
+
+
+def _capacity_fps(bag: Path, threads: int, tell: Tell) -> float:
+    """Return the rate that the depth-1 baseline reaches with a camera it cannot follow."""
+    run = graph.measure(graph.DEPTH_1, Load(bag, True, 200.0, 6.0), threads)
+    tell(f"capacity: {run.fps:.1f} fps")
+    return run.fps
+
+
+def _write_raw_bag(bag: Path, path: Path, size: tuple[int, int]) -> Path:
+    """Decode a bag's first frames, resized to ``size`` (height, width), into raw bgr8 images."""
+    frames = 0
+    with BagWriter(path, compress=False) as writer, open_source(str(bag)) as source:
+        for message in source.messages():
+            if message.msgtype != COMPRESSED_IMAGE or frames == _RAW_FRAMES:
+                continue
+            data = np.frombuffer(read_image_data(message.cdr, message.msgtype), np.uint8)
+            pixels = cv2.imdecode(data, cv2.IMREAD_COLOR)
+            pixels = np.asarray(cv2.resize(pixels, size[::-1]), np.uint8)
+            writer.write_raw_image(frames * 33_333_333 + 1, pixels, "bgr8")
+            frames += 1
+    if not frames:
+        raise BagError("the bag holds no compressed images to decode", got=str(bag))
+    return path
