@@ -42,6 +42,8 @@ def run(make_nodes: Callable[[], Sequence[ManagedNode]]) -> int:
     except (KeyboardInterrupt, ExternalShutdownException):
         return 0
     finally:
+        # Ctrl-C reaches a node twice under launch; the second must not break the cleaning up off.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         for node in reversed(nodes):  # readers first, so that a ring is closed without leases
             node.stop()
             node.destroy_node()
