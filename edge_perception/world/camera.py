@@ -44,7 +44,7 @@ def projection(camera: Intrinsics) -> Matrix:
 
 def shadow_projection(light: ArrayLike, focus: ArrayLike, radius: float) -> Matrix:
     """World to the clip space of a light's shadow map covering ``radius`` m around ``focus``."""
-    towards = np.asarray(focus, np.float64) + (1e-3, 2e-3, 0.0)
+    towards = np.add(focus, (1e-3, 2e-3, 0.0))
     reach = float(np.linalg.norm(towards - np.asarray(light)))
     spread = min(radius / reach, 2.2)
     near, far = 0.2, reach + 2.5 * radius

@@ -87,11 +87,12 @@ def _visible_boxes(
     rows, columns = np.nonzero(mask)
     values = mask[rows, columns]
     counts = np.bincount(values, minlength=256)
-    low = np.full((256, 2), np.iinfo(np.int64).max)
-    high = np.full((256, 2), -1)
+    low, high = np.zeros((2, 256, 2), np.int64)
     for axis, places in enumerate((columns, rows)):
-        np.minimum.at(low[:, axis], values, places)
-        np.maximum.at(high[:, axis], values, places)
+        seen = np.zeros((256, mask.shape[1 - axis]), np.bool_)
+        seen[values, places] = True
+        low[:, axis] = seen.argmax(axis=1)
+        high[:, axis] = seen.shape[1] - 1 - seen[:, ::-1].argmax(axis=1)
     ids = np.nonzero(counts)[0]
     boxes = np.concatenate([low[ids], high[ids] + 1], axis=1).astype(np.float32)
     return ids.astype(np.int64), boxes.reshape(-1, 4), counts[ids].astype(np.int64)

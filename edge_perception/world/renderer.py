@@ -32,7 +32,6 @@ from edge_perception.world.camera import (
     shadow_projection,
 )
 from edge_perception.world.families import build_shape
-from edge_perception.world.mesh import rotation
 from edge_perception.world.spec import (
     IMAGE_HEIGHT_PX,
     IMAGE_WIDTH_PX,

@@ -115,13 +115,14 @@ float pattern(int kind, vec3 p, int axis, float offset) {
     }
     if (kind == 5) return step(0.72, noise(q * 5.0)) * 0.9 + 0.15 * noise(q * 23.0);
     if (kind == 6) {
-        float line = floor(r.z * 1.6), letter = floor(wrap * 26.0 + hash(vec3(line, offset, 0.0)) * 9.0);
+        float line = floor(r.z * 1.6);
+        float letter = floor(wrap * 26.0 + hash(vec3(line, offset, 0.0)) * 9.0);
         float word = step(0.32, hash(vec3(letter, line, offset)));
         float row = step(0.3, fract(r.z * 1.6)) * step(0.25, hash(vec3(line, 5.0, offset)));
         float face = step(0.25, fract(wrap * 2.0 + offset));
         return max(word * row * face, step(0.8, hash(vec3(line, 2.0, offset))));
     }
-    if (kind == 7) return 0.65 * noise(vec3(r.x * 0.6, r.y * 9.0, r.z * 9.0) + offset) + 0.35 * noise(q);
+    if (kind == 7) return 0.65 * noise(r * vec3(0.6, 9.0, 9.0) + offset) + 0.35 * noise(q);
     if (kind == 8) return pow(abs(sin(r.x * 1.1 + offset + 7.0 * fbm(q * 0.8))), 0.55);
     if (kind == 9) {
         vec3 c = fract(p * 0.9 + offset) - 0.5;
@@ -159,7 +160,8 @@ float shadow(int map, vec3 n) {
 }
 vec3 surroundings(vec3 way, float roughness) {
     vec3 base = mix(ground, sky, smoothstep(-0.4, 0.6, way.z));
-    float strips = smoothstep(0.55, 0.95, way.z) * smoothstep(0.2, 0.5, abs(fract(way.x * 2.0) - 0.5));
+    float strips = smoothstep(0.2, 0.5, abs(fract(way.x * 2.0) - 0.5));
+    strips *= smoothstep(0.55, 0.95, way.z);
     return base * (1.0 + (1.0 - roughness) * 4.0 * strips);
 }
 void main() {
@@ -241,7 +243,8 @@ float gaussian_at(ivec2 at, int stream) {
 }
 float distance_at(vec2 where) {
     float z = texture(depth, where).r * 2.0 - 1.0;
-    return 2.0 * near_far.x * near_far.y / (near_far.y + near_far.x - z * (near_far.y - near_far.x));
+    float near = near_far.x, far = near_far.y;
+    return 2.0 * near * far / (far + near - z * (far - near));
 }
 float openness(ivec2 at) {
     float here = distance_at(uv), reach_m = 0.05 + 0.03 * here;
@@ -256,8 +259,8 @@ float openness(ivec2 at) {
 }
 void main() {
     ivec2 at = ivec2(gl_FragCoord.xy);
-    vec4 point = unproject * vec4(vec3(uv, texture(depth, uv).r) * 2.0 - 1.0, 1.0);
-    vec4 from_clip = shutter_opens * point, to_clip = shutter_closes * point;
+    vec4 seen = unproject * vec4(vec3(uv, texture(depth, uv).r) * 2.0 - 1.0, 1.0);
+    vec4 from_clip = shutter_opens * seen, to_clip = shutter_closes * seen;
     vec2 from = from_clip.xy / from_clip.w * 0.5 + 0.5, to = to_clip.xy / to_clip.w * 0.5 + 0.5;
     vec3 light = vec3(0.0);
     float jitter = uniform_at(at, 8);
@@ -268,7 +271,7 @@ void main() {
     light *= openness(at) / 9.0;
     vec2 corner = uv - 0.5;
     light *= exposure * white_balance * (1.0 - vignette * dot(corner, corner) * 2.0);
-    light = light * (2.51 * light * 0.6 + 0.03) / (light * (2.43 * light * 0.6 + 0.59) + 0.14) * 1.25;
+    light = 1.25 * light * (1.5 * light + 0.03) / (light * (1.46 * light + 0.59) + 0.14);
     vec3 value = pow(clamp(light, 0.0, 1.0), vec3(1.0 / 2.2));
     vec3 spread = sqrt(vec3(read_noise * read_noise) + shot_noise * shot_noise * value);
     value += spread * vec3(gaussian_at(at, 0), gaussian_at(at, 2), gaussian_at(at, 4));

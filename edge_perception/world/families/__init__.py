@@ -53,7 +53,7 @@ FAMILIES: dict[Split, dict[str, tuple[Family, ...]]] = {
 }
 
 
-def slab(rng: Generator) -> Mesh:
+def slab(_rng: Generator) -> Mesh:
     """Furniture of both splits: a unit cube, scaled to a table top, a wall, a board."""
     return box((1.0, 1.0, 1.0))
 

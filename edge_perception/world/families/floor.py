@@ -6,6 +6,8 @@ Each function draws one mesh of its family from a generator; slots are 0 body, 1
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.random import Generator
 
@@ -38,27 +40,32 @@ def _cone(rng: Generator, base: Mesh, foot: float, height: float, bands: int) ->
 
 
 def cone_square(rng: Generator) -> Mesh:
+    """A square dark base and two bands."""
     h, foot = rng.uniform(0.45, 0.75), rng.uniform(0.11, 0.15)
     return _cone(rng, box((foot * 2.7, foot * 2.7, 0.03), (0, 0, 0.015), 3), foot, h, 2)
 
 
 def cone_round(rng: Generator) -> Mesh:
+    """A round base and one band."""
     h, foot = rng.uniform(0.35, 0.6), rng.uniform(0.1, 0.14)
     return _cone(rng, cylinder(foot * 1.45, 0.025, 0), foot, h, 1)
 
 
 def cone_heavy(rng: Generator) -> Mesh:
+    """A heavy, sloping base."""
     h, foot = rng.uniform(0.6, 0.9), rng.uniform(0.13, 0.17)
     base = lathe([(1e-4, 0), (foot * 1.6, 0), (foot * 1.4, 0.05), (foot, 0.06)], 3, squareness=5.0)
     return _cone(rng, base, foot, h, int(rng.integers(1, 3)))
 
 
 def cone_octagon(rng: Generator) -> Mesh:
+    """An octagonal base and three bands."""
     h, foot = rng.uniform(0.5, 0.8), rng.uniform(0.12, 0.15)
     return _cone(rng, prism(polygon(8, foot * 1.6, 0.39), 0.035, 3), foot, h, 3)
 
 
 def cone_stubby(rng: Generator) -> Mesh:
+    """Short, on a hexagonal base."""
     h, foot = rng.uniform(0.32, 0.5), rng.uniform(0.12, 0.15)
     return _cone(rng, prism(polygon(6, foot * 1.5), 0.02, 0), foot, h, 2)
 
@@ -74,6 +81,7 @@ def _legs(
 
 
 def chair_slatted(rng: Generator) -> Mesh:
+    """Four legs and a slatted back."""
     w, seat, back = rng.uniform(0.4, 0.48), rng.uniform(0.43, 0.48), rng.uniform(0.38, 0.5)
     legs = _legs(w * 0.45, w * 0.45, seat, 0.018, 1.0, 0)
     posts = [box((0.035, 0.035, back), (-w * 0.46, s * w * 0.44, seat + back / 2)) for s in (-1, 1)]
@@ -86,6 +94,7 @@ def chair_slatted(rng: Generator) -> Mesh:
 
 
 def chair_office(rng: Generator) -> Mesh:
+    """Five castors under a column."""
     seat, back = rng.uniform(0.44, 0.52), rng.uniform(0.42, 0.6)
     spokes = [
         tube([(0, 0, 0.09), (0.28 * np.cos(a), 0.28 * np.sin(a), 0.05)], 0.02, 3)
@@ -113,6 +122,7 @@ def chair_office(rng: Generator) -> Mesh:
 
 
 def chair_shell(rng: Generator) -> Mesh:
+    """A shell on splayed legs."""
     w, seat, back = rng.uniform(0.4, 0.5), rng.uniform(0.42, 0.47), rng.uniform(0.36, 0.46)
     shell = ellipsoid((w / 2, w / 2, 0.025), (0, 0, seat), 1, squareness=4)
     rest = ellipsoid((0.02, w * 0.48, back / 2), (0, 0, back / 2), 1, squareness=4)
@@ -121,6 +131,7 @@ def chair_shell(rng: Generator) -> Mesh:
 
 
 def chair_cantilever(rng: Generator) -> Mesh:
+    """A bent steel frame without back legs."""
     w, seat, back = rng.uniform(0.42, 0.5), rng.uniform(0.43, 0.48), rng.uniform(0.36, 0.48)
     frames = []
     for s in (-1, 1):
@@ -132,7 +143,7 @@ def chair_cantilever(rng: Generator) -> Mesh:
             (-0.2, y, seat),
             (-0.25, y, seat + back),
         ]
-        frames += [tube([a, b], 0.014, 2) for a, b in zip(corners, corners[1:])]
+        frames += [tube([a, b], 0.014, 2) for a, b in pairwise(corners)]
     bar = tube([(-0.2, -w * 0.46, 0.015), (-0.2, w * 0.46, 0.015)], 0.014, 2)
     pad = box((0.42, w * 0.9, 0.04), (0, 0, seat), 1)
     rest = box((0.035, w * 0.9, back * 0.6), (-0.235, 0, seat + back * 0.7), 1)
@@ -140,6 +151,7 @@ def chair_cantilever(rng: Generator) -> Mesh:
 
 
 def chair_bentwood(rng: Generator) -> Mesh:
+    """A round seat under a hoop."""
     r, seat, back = rng.uniform(0.2, 0.24), rng.uniform(0.43, 0.48), rng.uniform(0.4, 0.5)
     angles = np.linspace(0, np.pi, 14)
     hoop = np.stack(
@@ -188,31 +200,35 @@ def _rosette(
 
 
 def plant_broadleaf(rng: Generator) -> Mesh:
+    """Broad leaves that droop."""
     r, h = rng.uniform(0.06, 0.09), rng.uniform(0.08, 0.13)
     blades = _rosette(rng, int(rng.integers(12, 20)), rng.uniform(0.16, 0.24), 0.085, (0.6, 1.4), h)
     return join(_pot(rng, r, h), _soil(r, h), blades)
 
 
 def plant_spiky(rng: Generator) -> Mesh:
+    """Stiff narrow blades."""
     r, h = rng.uniform(0.06, 0.09), rng.uniform(0.07, 0.12)
     blades = _rosette(rng, int(rng.integers(16, 30)), rng.uniform(0.18, 0.28), 0.03, (0.0, 0.5), h)
     return join(_pot(rng, r, h), _soil(r, h), blades)
 
 
 def plant_bush(rng: Generator) -> Mesh:
+    """A ball of small leaves."""
     r, h = rng.uniform(0.06, 0.09), rng.uniform(0.08, 0.12)
     blobs = []
     for _ in range(int(rng.integers(90, 140))):
         way = rng.normal(size=3)
         way *= 0.12 * rng.uniform(0.55, 1.0) / np.linalg.norm(way)
         blade = leaf(0.06, 0.045, rng.uniform(0, 1)).rotated(1, rng.uniform(-1.5, 1.0))
-        blobs.append(blade.rotated(2, rng.uniform(0, 6.28)).moved(way + (0, 0, h + 0.13)))
+        blobs.append(blade.rotated(2, rng.uniform(0, 6.28)).moved(np.add(way, (0, 0, h + 0.13))))
     return join(
         _pot(rng, r, h), _soil(r, h), cylinder(0.01, 0.12, 3).moved((0, 0, h * 0.9)), *blobs
     )
 
 
 def plant_palm(rng: Generator) -> Mesh:
+    """Fronds on a stem."""
     r, h, trunk = rng.uniform(0.06, 0.085), rng.uniform(0.08, 0.12), rng.uniform(0.1, 0.2)
     fronds = _rosette(
         rng, int(rng.integers(9, 15)), rng.uniform(0.2, 0.28), 0.05, (1.2, 2.2), h + trunk
@@ -222,6 +238,7 @@ def plant_palm(rng: Generator) -> Mesh:
 
 
 def plant_fern(rng: Generator) -> Mesh:
+    """Arching stems with leaflets."""
     r, h = rng.uniform(0.06, 0.085), rng.uniform(0.08, 0.12)
     parts = [_pot(rng, r, h), _soil(r, h)]
     for index in range(int(rng.integers(8, 13))):
@@ -295,28 +312,33 @@ def _person(
 
 
 def person_standing(rng: Generator) -> Mesh:
+    """At rest, arms down."""
     arms = (rng.uniform(-0.15, 0.2), rng.uniform(0.05, 0.2), rng.uniform(0, 0.4))
     return _person(rng, stride=rng.uniform(0, 0.06), arms=(arms, arms), hat=rng.random() < 0.4)
 
 
 def person_walking(rng: Generator) -> Mesh:
+    """In stride, arms swinging."""
     swing = rng.uniform(0.3, 0.6)
     arms = ((swing, 0.1, rng.uniform(0.2, 0.6)), (-swing, 0.1, rng.uniform(0.1, 0.4)))
     return _person(rng, stride=rng.uniform(0.18, 0.32), arms=arms, hat=rng.random() < 0.4)
 
 
 def person_carrying(rng: Generator) -> Mesh:
+    """Both forearms forward."""
     arms = (rng.uniform(0.2, 0.5), 0.15, rng.uniform(0.9, 1.3))
     return _person(rng, stride=rng.uniform(0, 0.2), arms=(arms, arms), coat=rng.uniform(0, 0.2))
 
 
 def person_waving(rng: Generator) -> Mesh:
+    """One arm up."""
     low = (rng.uniform(-0.1, 0.2), 0.12, 0.2)
     high = (rng.uniform(1.8, 2.6), 0.5, rng.uniform(0.3, 0.7))
     return _person(rng, stride=rng.uniform(0, 0.1), arms=(low, high), hat=rng.random() < 0.5)
 
 
 def person_coated(rng: Generator) -> Mesh:
+    """A long coat, elbows out."""
     arms = (rng.uniform(-0.3, 0.1), rng.uniform(0.3, 0.6), rng.uniform(0.4, 0.9))
     return _person(
         rng, stride=rng.uniform(0.05, 0.2), arms=(arms, arms), coat=rng.uniform(0.3, 0.45)
@@ -337,50 +359,59 @@ def _deck(
 
 
 def pallet_euro(rng: Generator) -> Mesh:
-    l, w = rng.uniform(1.0, 1.25), rng.uniform(0.75, 0.95)
+    """Nine blocks under spaced boards."""
+    length, width = rng.uniform(1.0, 1.25), rng.uniform(0.75, 0.95)
     blocks = [
-        box((0.14, 0.1, 0.08), (x * (l / 2 - 0.07), y * (w / 2 - 0.05), 0.06))
+        box((0.14, 0.1, 0.08), (x * (length / 2 - 0.07), y * (width / 2 - 0.05), 0.06))
         for x in (-1, 0, 1)
         for y in (-1, 0, 1)
     ]
-    skids = [box((l, 0.1, 0.02), (0, y * (w / 2 - 0.05), 0.01)) for y in (-1, 0, 1)]
-    cross = [box((0.14, w, 0.02), (x * (l / 2 - 0.07), 0, 0.11)) for x in (-1, 0, 1)]
+    skids = [box((length, 0.1, 0.02), (0, y * (width / 2 - 0.05), 0.01)) for y in (-1, 0, 1)]
+    cross = [box((0.14, width, 0.02), (x * (length / 2 - 0.07), 0, 0.11)) for x in (-1, 0, 1)]
     return join(
         *blocks,
         *skids,
         *cross,
-        *_deck(rng, int(rng.integers(5, 8)), l, w, 0.132, rng.uniform(0.15, 0.35)),
+        *_deck(rng, int(rng.integers(5, 8)), length, width, 0.132, rng.uniform(0.15, 0.35)),
     )
 
 
 def pallet_stringer(rng: Generator) -> Mesh:
-    l, w = rng.uniform(0.95, 1.2), rng.uniform(0.8, 1.05)
-    beams = [box((0.04, w, 0.09), (x * (l / 2 - 0.03), 0, 0.065)) for x in (-1, 0, 1)]
-    under = [box((l, 0.09, 0.02), (0, y * (w / 2 - 0.06), 0.01)) for y in (-1, 0, 1)]
+    """Three beams under spaced boards."""
+    length, width = rng.uniform(0.95, 1.2), rng.uniform(0.8, 1.05)
+    beams = [box((0.04, width, 0.09), (x * (length / 2 - 0.03), 0, 0.065)) for x in (-1, 0, 1)]
+    under = [box((length, 0.09, 0.02), (0, y * (width / 2 - 0.06), 0.01)) for y in (-1, 0, 1)]
     return join(
-        *beams, *under, *_deck(rng, int(rng.integers(6, 10)), l, w, 0.12, rng.uniform(0.2, 0.45))
+        *beams,
+        *under,
+        *_deck(rng, int(rng.integers(6, 10)), length, width, 0.12, rng.uniform(0.2, 0.45)),
     )
 
 
 def pallet_half(rng: Generator) -> Mesh:
+    """A pallet of about half the size."""
     return pallet_euro(rng).scaled((rng.uniform(0.55, 0.7), rng.uniform(0.7, 0.9), 1.0))
 
 
 def pallet_closed(rng: Generator) -> Mesh:
-    l, w = rng.uniform(0.95, 1.2), rng.uniform(0.75, 1.0)
-    beams = [box((l, 0.07, 0.1), (0, y * (w / 2 - 0.035), 0.05)) for y in (-1, 0, 1)]
-    return join(*beams, *_deck(rng, int(rng.integers(9, 13)), l, w, 0.112, 0.06))
+    """A nearly closed deck."""
+    length, width = rng.uniform(0.95, 1.2), rng.uniform(0.75, 1.0)
+    beams = [box((length, 0.07, 0.1), (0, y * (width / 2 - 0.035), 0.05)) for y in (-1, 0, 1)]
+    return join(*beams, *_deck(rng, int(rng.integers(9, 13)), length, width, 0.112, 0.06))
 
 
 def pallet_footed(rng: Generator) -> Mesh:
-    l, w = rng.uniform(0.95, 1.2), rng.uniform(0.75, 0.95)
+    """Round feet under a railed deck."""
+    length, width = rng.uniform(0.95, 1.2), rng.uniform(0.75, 0.95)
     feet = [
-        cylinder(0.06, 0.11, 0, top=0.08).moved((x * (l / 2 - 0.09), y * (w / 2 - 0.09), 0))
+        cylinder(0.06, 0.11, 0, top=0.08).moved(
+            (x * (length / 2 - 0.09), y * (width / 2 - 0.09), 0)
+        )
         for x in (-1, 0, 1)
         for y in (-1, 0, 1)
     ]
-    rails = [box((l, 0.03, 0.05), (0, y * (w / 2 - 0.015), 0.125)) for y in (-1, 1)]
-    return join(*feet, *rails, *_deck(rng, int(rng.integers(6, 9)), l, w, 0.13, 0.3))
+    rails = [box((length, 0.03, 0.05), (0, y * (width / 2 - 0.015), 0.125)) for y in (-1, 1)]
+    return join(*feet, *rails, *_deck(rng, int(rng.integers(6, 9)), length, width, 0.13, 0.3))
 
 
 def _wheel(x: float, y: float, r: float) -> Mesh:
@@ -390,6 +421,7 @@ def _wheel(x: float, y: float, r: float) -> Mesh:
 
 
 def robot_disc(rng: Generator) -> Mesh:
+    """A low disc with a lidar."""
     r, h = rng.uniform(0.2, 0.3), rng.uniform(0.16, 0.26)
     body = lathe(
         [(1e-4, 0.03), (r * 0.95, 0.03), (r, 0.05), (r, h), (r * 0.92, h + 0.02), (1e-4, h + 0.02)]
@@ -400,17 +432,25 @@ def robot_disc(rng: Generator) -> Mesh:
 
 
 def robot_amr(rng: Generator) -> Mesh:
-    l, w, h = rng.uniform(0.6, 0.85), rng.uniform(0.42, 0.58), rng.uniform(0.24, 0.36)
-    body = ellipsoid((l / 2, w / 2, h / 2), (0, 0, 0.07 + h / 2), 0, squareness=7, segments=28)
-    strip = ellipsoid(
-        (l / 2 * 1.008, w / 2 * 1.01, 0.014), (0, 0, 0.07 + h * 0.55), 1, squareness=7, segments=28
+    """A low rounded block on four wheels."""
+    length, width, h = rng.uniform(0.6, 0.85), rng.uniform(0.42, 0.58), rng.uniform(0.24, 0.36)
+    body = ellipsoid(
+        (length / 2, width / 2, h / 2), (0, 0, 0.07 + h / 2), 0, squareness=7, segments=28
     )
-    lidar = cylinder(0.06, 0.08, 3).moved((l * 0.32, 0, h + 0.05))
-    wheels = [_wheel(x * l * 0.32, s * w * 0.48, 0.085) for x in (-1, 1) for s in (-1, 1)]
+    strip = ellipsoid(
+        (length / 2 * 1.008, width / 2 * 1.01, 0.014),
+        (0, 0, 0.07 + h * 0.55),
+        1,
+        squareness=7,
+        segments=28,
+    )
+    lidar = cylinder(0.06, 0.08, 3).moved((length * 0.32, 0, h + 0.05))
+    wheels = [_wheel(x * length * 0.32, s * width * 0.48, 0.085) for x in (-1, 1) for s in (-1, 1)]
     return join(body, strip, lidar, *wheels)
 
 
 def robot_mast(rng: Generator) -> Mesh:
+    """A head on a mast."""
     r, mast = rng.uniform(0.2, 0.27), rng.uniform(0.6, 0.95)
     base = lathe(
         [(1e-4, 0.04), (r, 0.04), (r, 0.22), (r * 0.7, 0.3), (1e-4, 0.3)], 0, squareness=3.0
@@ -426,6 +466,7 @@ def robot_mast(rng: Generator) -> Mesh:
 
 
 def robot_screen(rng: Generator) -> Mesh:
+    """A hexagonal base under a tilted screen."""
     r, mast = rng.uniform(0.21, 0.28), rng.uniform(0.5, 0.8)
     base = prism(polygon(6, r), 0.2, 0).moved((0, 0, 0.05))
     strip = prism(polygon(6, r * 1.015), 0.03, 1).moved((0, 0, 0.13))
@@ -438,13 +479,14 @@ def robot_screen(rng: Generator) -> Mesh:
 
 
 def robot_tracked(rng: Generator) -> Mesh:
-    l, w, h = rng.uniform(0.6, 0.8), rng.uniform(0.4, 0.52), rng.uniform(0.2, 0.28)
+    """Tracks under a hull with an arm."""
+    length, width, h = rng.uniform(0.6, 0.8), rng.uniform(0.4, 0.52), rng.uniform(0.2, 0.28)
     tracks = [
-        ellipsoid((l / 2, 0.06, 0.1), (0, s * w / 2, 0.1), 3, squareness=5, segments=24)
+        ellipsoid((length / 2, 0.06, 0.1), (0, s * width / 2, 0.1), 3, squareness=5, segments=24)
         for s in (-1, 1)
     ]
-    hull = box((l * 0.8, w * 0.8, h), (0, 0, 0.1 + h / 2))
-    strip = box((l * 0.81, w * 0.81, 0.03), (0, 0, 0.1 + h * 0.7), 1)
+    hull = box((length * 0.8, width * 0.8, h), (0, 0, 0.1 + h / 2))
+    strip = box((length * 0.81, width * 0.81, 0.03), (0, 0, 0.1 + h * 0.7), 1)
     arm = tube([(-0.1, 0, 0.1 + h), (-0.05, 0, 0.35 + h), (0.15, 0, 0.5 + h)], 0.03, 2)
     head = box((0.1, 0.14, 0.08), (0.18, 0, 0.5 + h), 3)
     return join(*tracks, hull, strip, arm, head)

@@ -6,6 +6,8 @@ Each function draws one mesh of its family from a generator; slots are 0 body, 1
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.random import Generator
 
@@ -15,7 +17,7 @@ from edge_perception.world.mesh import Mesh, box, cylinder, ellipsoid, join, lat
 def _smooth(rows: list[tuple[float, float]], steps: int = 5) -> list[tuple[float, float]]:
     """A profile with its segments eased by cosines, so that shoulders are round."""
     out = [rows[0]]
-    for (r0, z0), (r1, z1) in zip(rows, rows[1:]):
+    for (r0, z0), (r1, z1) in pairwise(rows):
         for step in range(1, steps + 1):
             part = step / steps
             eased = (1 - np.cos(np.pi * part)) / 2
@@ -40,6 +42,7 @@ def _label(radius: float, low: float, high: float, squareness: float = 2.0) -> M
 
 
 def bottle_wine(rng: Generator) -> Mesh:
+    """Long round shoulders under a slim neck."""
     r, h = rng.uniform(0.034, 0.042), rng.uniform(0.15, 0.19)
     neck = r * rng.uniform(0.32, 0.42)
     shoulder = _smooth([(r, h), (neck, h + rng.uniform(0.05, 0.08))])
@@ -48,6 +51,7 @@ def bottle_wine(rng: Generator) -> Mesh:
 
 
 def bottle_soda(rng: Generator) -> Mesh:
+    """A waist between two bulges."""
     r, h = rng.uniform(0.03, 0.038), rng.uniform(0.14, 0.2)
     waist, neck = rng.uniform(0.8, 0.93), r * rng.uniform(0.35, 0.45)
     rows = _smooth(
@@ -58,6 +62,7 @@ def bottle_soda(rng: Generator) -> Mesh:
 
 
 def bottle_detergent(rng: Generator) -> Mesh:
+    """A flat, rounded-square body."""
     r, h = rng.uniform(0.036, 0.05), rng.uniform(0.15, 0.2)
     neck, square = r * rng.uniform(0.35, 0.5), rng.uniform(2.6, 5.0)
     rows = [(r * 0.95, 0), (r, 0.01), *_smooth([(r, h * 0.8), (neck, h)])]
@@ -66,6 +71,7 @@ def bottle_detergent(rng: Generator) -> Mesh:
 
 
 def bottle_water(rng: Generator) -> Mesh:
+    """Ribbed all the way up."""
     r, h = rng.uniform(0.031, 0.039), rng.uniform(0.15, 0.2)
     neck, ribs = r * rng.uniform(0.34, 0.42), int(rng.integers(4, 8))
     heights = np.linspace(0.01, h * 0.85, ribs * 6)
@@ -75,6 +81,7 @@ def bottle_water(rng: Generator) -> Mesh:
 
 
 def bottle_sauce(rng: Generator) -> Mesh:
+    """A tapering body under a nozzle."""
     r, h = rng.uniform(0.032, 0.042), rng.uniform(0.14, 0.18)
     neck = r * rng.uniform(0.36, 0.46)
     rows = _smooth(
@@ -108,6 +115,7 @@ def _handle(
 
 
 def cup_mug(rng: Generator) -> Mesh:
+    """Straight walls."""
     r, h = rng.uniform(0.036, 0.045), rng.uniform(0.08, 0.105)
     body = _vessel([(r * 0.95, 0), (r, 0.006), (r, h)], 0.004)
     band = _label(r, h * 0.3, h * rng.uniform(0.4, 0.8))
@@ -115,18 +123,21 @@ def cup_mug(rng: Generator) -> Mesh:
 
 
 def cup_tapered(rng: Generator) -> Mesh:
+    """Wider at the rim."""
     r, h, foot = rng.uniform(0.04, 0.05), rng.uniform(0.075, 0.1), rng.uniform(0.6, 0.8)
     body = _vessel([(r * foot, 0), (r, h)], 0.004)
     return join(body, _handle(r * 0.9, h * 0.25, h * 0.85, rng.uniform(0.022, 0.034), 0.0045, 2.6))
 
 
 def cup_round(rng: Generator) -> Mesh:
+    """A belly."""
     r, h = rng.uniform(0.042, 0.052), rng.uniform(0.075, 0.095)
     body = _vessel(_smooth([(r * 0.55, 0), (r, h * 0.45), (r * 0.88, h)]), 0.004)
     return join(body, _handle(r * 0.97, h * 0.25, h * 0.8, rng.uniform(0.02, 0.03), 0.005, 2.0))
 
 
 def cup_espresso(rng: Generator) -> Mesh:
+    """A small foot and a cone."""
     r, h = rng.uniform(0.038, 0.046), rng.uniform(0.07, 0.09)
     rows = [(r * 0.6, 0), (r * 0.62, 0.008), *_smooth([(r * 0.78, 0.012), (r, h)])]
     return join(
@@ -136,6 +147,7 @@ def cup_espresso(rng: Generator) -> Mesh:
 
 
 def cup_tankard(rng: Generator) -> Mesh:
+    """Tall, barrel-like, with an angular handle."""
     r, h = rng.uniform(0.038, 0.046), rng.uniform(0.09, 0.115)
     rows = [(r * 1.06, 0), (r * 1.06, 0.01), *_smooth([(r * 0.96, 0.014), (r * 0.92, h)])]
     return join(
@@ -146,6 +158,7 @@ def cup_tankard(rng: Generator) -> Mesh:
 
 
 def bowl_round(rng: Generator) -> Mesh:
+    """A hemisphere with a rim."""
     r = rng.uniform(0.07, 0.1)
     depth = r * rng.uniform(0.5, 0.75)
     bend = np.linspace(0.35, np.pi / 2, 9)
@@ -156,28 +169,33 @@ def bowl_round(rng: Generator) -> Mesh:
 
 
 def bowl_flared(rng: Generator) -> Mesh:
+    """An S-shaped wall."""
     r, h = rng.uniform(0.075, 0.105), rng.uniform(0.045, 0.065)
     return _vessel([(r * 0.45, 0), (r * 0.47, 0.01), *_smooth([(r * 0.55, 0.012), (r, h)])], 0.004)
 
 
 def bowl_flat(rng: Generator) -> Mesh:
+    """A deep plate."""
     r, h = rng.uniform(0.085, 0.115), rng.uniform(0.035, 0.05)
     return _vessel([(r * 0.62, 0), (r * 0.86, h * 0.35), (r * 0.94, h), (r, h * 1.03)], 0.004)
 
 
 def bowl_stepped(rng: Generator) -> Mesh:
+    """Walls in steps."""
     r, h = rng.uniform(0.075, 0.105), rng.uniform(0.045, 0.065)
     foot = [(r * 0.5, 0), (r * 0.5, h * 0.15), (r * 0.72, h * 0.3)]
     return _vessel([*foot, (r * 0.9, h * 0.62), (r * 0.96, h * 0.66), (r, h)], 0.004)
 
 
 def bowl_tulip(rng: Generator) -> Mesh:
+    """A lip that turns outwards again."""
     r, h = rng.uniform(0.07, 0.095), rng.uniform(0.05, 0.07)
     rows = _smooth([(r * 0.42, 0), (r * 0.9, h * 0.5), (r * 0.86, h * 0.75), (r, h)])
     return _vessel(rows, 0.004, squareness=2.3)
 
 
 def can_soda(rng: Generator) -> Mesh:
+    """A drink's can with tapered ends."""
     r, h = rng.uniform(0.031, 0.035), rng.uniform(0.105, 0.125)
     rim = lathe([(1e-4, 0.002), (r * 0.78, 0), (r, 0.012)], 2)
     body = lathe([(r, 0.012), (r, h - 0.014)], 1)
@@ -195,6 +213,7 @@ def can_soda(rng: Generator) -> Mesh:
 
 
 def can_tin(rng: Generator) -> Mesh:
+    """A food tin with rims."""
     r, h = rng.uniform(0.035, 0.045), rng.uniform(0.08, 0.11)
     rim = [(r * 1.04, 0.0), (r * 1.04, 0.004), (r, 0.005)]
     low = lathe([(1e-4, 0), *rim], 2)
@@ -212,6 +231,7 @@ def can_tin(rng: Generator) -> Mesh:
 
 
 def can_ribbed(rng: Generator) -> Mesh:
+    """A food tin with ribs."""
     r, h, ribs = rng.uniform(0.035, 0.048), rng.uniform(0.085, 0.12), int(rng.integers(4, 9))
     heights = np.linspace(0.006, h - 0.006, ribs * 6)
     radii = r * (1 - 0.015 * (1 + np.cos(np.linspace(0, 2 * np.pi * ribs, len(heights)))))
@@ -227,6 +247,7 @@ def can_ribbed(rng: Generator) -> Mesh:
 
 
 def can_slim(rng: Generator) -> Mesh:
+    """A slim drink's can with a tab."""
     r, h = rng.uniform(0.028, 0.032), rng.uniform(0.115, 0.135)
     low = lathe([(1e-4, 0), (r * 0.7, 0), (r * 0.75, 0.004), (r, 0.016)], 2)
     body = lathe([(r, 0.016), (r, h - 0.018)], 1)
@@ -241,6 +262,7 @@ def can_slim(rng: Generator) -> Mesh:
 
 
 def can_coffee(rng: Generator) -> Mesh:
+    """A wide tin with a domed lid."""
     r, h = rng.uniform(0.04, 0.05), rng.uniform(0.095, 0.125)
     body = lathe([(1e-4, 0), (r * 1.03, 0), (r * 1.03, 0.006), (r, 0.007)], 2)
     lid = lathe(
@@ -261,6 +283,7 @@ def _sides(rng: Generator, low: float = 0.09, high: float = 0.2) -> np.ndarray:
 
 
 def box_taped(rng: Generator) -> Mesh:
+    """Closed and taped, with a sticker."""
     x, y, z = _sides(rng)
     tape = rng.uniform(0.12, 0.25) * y
     strip = box((x * 1.004, tape, z * 1.004), (0, 0, z / 2), 2)
@@ -269,6 +292,7 @@ def box_taped(rng: Generator) -> Mesh:
 
 
 def box_flaps(rng: Generator) -> Mesh:
+    """Open, its flaps out."""
     x, y, z = _sides(rng)
     wall = 0.004
     sides = [box((x, wall, z), (0, s * y / 2, z / 2)) for s in (-1, 1)]
@@ -282,6 +306,7 @@ def box_flaps(rng: Generator) -> Mesh:
 
 
 def box_printed(rng: Generator) -> Mesh:
+    """An upright package, printed."""
     x, y, z = _sides(rng) * (1.0, rng.uniform(0.35, 0.7), rng.uniform(1.0, 1.5))
     front = box((x * 0.9, y * 1.004, z * 0.5), (0, 0, z * 0.55), 1)
     side = box((x * 1.004, y * 0.8, z * 0.3), (0, 0, z * 0.35), 2)
@@ -289,6 +314,7 @@ def box_printed(rng: Generator) -> Mesh:
 
 
 def box_lidded(rng: Generator) -> Mesh:
+    """A lid that overhangs."""
     x, y, z = _sides(rng) * (1.15, 0.95, 0.7)
     lid = box((x * 1.03, y * 1.03, z * rng.uniform(0.22, 0.35)), (0, 0, z * 0.88), 2)
     mark = box((x * 0.3, y * 1.01, z * 0.25), (0, 0, z * 0.38), 1)
@@ -296,6 +322,7 @@ def box_lidded(rng: Generator) -> Mesh:
 
 
 def box_strapped(rng: Generator) -> Mesh:
+    """Two straps around it."""
     x, y, z = _sides(rng)
     shift = x * rng.uniform(0.15, 0.3)
     straps = [box((x * 0.06, y * 1.008, z * 1.008), (s * shift, 0, z / 2), 2) for s in (-1, 1)]
@@ -307,11 +334,13 @@ def box_strapped(rng: Generator) -> Mesh:
 
 
 def ball_plain(rng: Generator) -> Mesh:
+    """One surface."""
     r = rng.uniform(0.03, 0.07)
     return ellipsoid((r, r, r), (0, 0, r), 0, segments=28)
 
 
 def ball_slices(rng: Generator) -> Mesh:
+    """Slices of two colours."""
     r, slices = rng.uniform(0.035, 0.08), int(rng.integers(4, 9))
     half = ellipsoid((r, r, r), (0, 0, 0), 0, segments=slices * 4)
     angle = np.arctan2(half.positions[:, 1], half.positions[:, 0]).reshape(-1, 3)
@@ -322,6 +351,7 @@ def ball_slices(rng: Generator) -> Mesh:
 
 
 def ball_banded(rng: Generator) -> Mesh:
+    """A band around it."""
     r = rng.uniform(0.03, 0.065)
     ball = ellipsoid((r, r, r), (0, 0, 0), 0, segments=28)
     height = np.abs(ball.positions[:, 2].reshape(-1, 3).mean(axis=1)) / r
@@ -334,6 +364,7 @@ def ball_banded(rng: Generator) -> Mesh:
 
 
 def ball_seamed(rng: Generator) -> Mesh:
+    """Dark seams, like a basketball."""
     r = rng.uniform(0.035, 0.075)
     angles = np.linspace(0, 2 * np.pi, 33)
     circle = np.stack([np.cos(angles), np.sin(angles), 0 * angles], axis=1) * r * 0.992
@@ -347,6 +378,7 @@ def ball_seamed(rng: Generator) -> Mesh:
 
 
 def ball_patched(rng: Generator) -> Mesh:
+    """Twelve patches, like a football."""
     r = rng.uniform(0.04, 0.075)
     ball = ellipsoid((r, r, r), (0, 0, 0), 0, segments=36)
     middles = ball.positions.reshape(-1, 3, 3).mean(axis=1) / r
