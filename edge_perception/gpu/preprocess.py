@@ -22,6 +22,7 @@ from edge_perception.core.manifest import Preprocessing
 from edge_perception.errors import ImageError
 
 Tensor = npt.NDArray[Any]
+Float32Array = npt.NDArray[np.float32]
 
 # Where red, green and blue lie in a pixel of a packed encoding.
 _RGB_CHANNELS = {
@@ -49,10 +50,10 @@ _TO_RGB = {
 class ImageRegion:
     """An image, or the part of it inside ``crop`` (left, top, right, bottom; px, exclusive end).
 
-    ``pixels`` is uint8 ``(n,)`` on the host, or whatever the device kernel can read.
+    ``pixels`` is uint8 ``(n,)``.
 
     Raises:
-        ImageError: the crop is empty or leaves the image.
+        ImageError: the crop is empty or leaves the image, or a Bayer image is under 3x3 px.
     """
 
     pixels: UInt8Array
@@ -60,14 +61,7 @@ class ImageRegion:
     crop: tuple[int, int, int, int] | None = None
 
     def __post_init__(self) -> None:
-        left, top, right, bottom = self.box
-        inside = 0 <= left < right <= self.format.width and 0 <= top < bottom <= self.format.height
-        if not inside:
-            raise ImageError(
-                "crop is empty or leaves the image",
-                expected=f"inside {self.format.width}x{self.format.height} px",
-                got=self.crop,
-            )
+        check_region(self.format, self.crop)
 
     @property
     def box(self) -> tuple[int, int, int, int]:
@@ -86,9 +80,7 @@ class Preprocessor:
 
     def __init__(self, spec: Preprocessing) -> None:
         self.spec = spec
-        std = np.asarray(spec.std, np.float64)
-        self._gain = (spec.scale / std).astype(np.float32)
-        self._offset = (-np.asarray(spec.mean, np.float64) / std).astype(np.float32)
+        self._gain, self._offset = gain_and_offset(spec)
         self._tensor: Tensor = np.empty((0, *spec.input_shape[1:]), spec.dtype)
         self._letterboxes: list[Letterbox] = []
 
@@ -161,6 +153,27 @@ class Preprocessor:
         np.multiply(values, self._gain[channel], out=out, casting="same_kind")
         if self._offset[channel]:
             np.add(out, self._offset[channel], out=out, casting="same_kind")
+
+
+def check_region(image_format: ImageFormat, crop: tuple[int, int, int, int] | None) -> None:
+    """Raise ``ImageError`` unless a crop (or the whole image) can be read from such an image."""
+    height, width = image_format.height, image_format.width
+    if image_format.encoding.startswith("bayer") and min(height, width) < 3:
+        raise ImageError(
+            "Bayer image is too small", expected="at least 3x3 px", got=f"{width}x{height}"
+        )
+    left, top, right, bottom = crop or (0, 0, width, height)
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise ImageError(
+            "crop is empty or leaves the image", expected=f"inside {width}x{height} px", got=crop
+        )
+
+
+def gain_and_offset(spec: Preprocessing) -> tuple[Float32Array, Float32Array]:
+    """Return ``(3,)`` each, so that ``(v * scale - mean) / std`` is ``v * gain + offset``."""
+    std = np.asarray(spec.std, np.float64)
+    gain = (spec.scale / std).astype(np.float32)
+    return gain, (-np.asarray(spec.mean, np.float64) / std).astype(np.float32)
 
 
 def _channels(region: ImageRegion) -> tuple[UInt8Array, tuple[int, int, int]]:

@@ -11,6 +11,7 @@ import select
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import TypeVar
 
@@ -155,10 +156,8 @@ class FrameReader:
             return  # close() gave it back already
         mark = "" if read_done is None else self._memories[grant.epoch].export_read_done(read_done)
         packet = {"op": "release", "epoch": grant.epoch, "serial": grant.serial, "read_done": mark}
-        try:
+        with suppress(FrameWriterGone):  # then nobody is left to reuse the slot
             self._send(packet)
-        except FrameWriterGone:
-            pass  # Nobody is left to reuse the slot.
 
     def _send(self, packet: protocol.Packet) -> None:
         if self._closed:

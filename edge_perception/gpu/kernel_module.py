@@ -1,0 +1,98 @@
+"""CUDA C++ sources to launchable kernels, compiled at run time for the GPU that is there."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from cuda.bindings import driver, nvrtc
+
+from edge_perception.errors import CudaError
+from edge_perception.gpu.cuda import Device, checked, get_device
+
+Grid = tuple[int, int, int]
+
+
+class Kernel:
+    """One ``extern "C"`` kernel of a compiled source."""
+
+    def __init__(self, name: str, function: Any) -> None:
+        self.name = name
+        self._function = function
+
+    def launch(self, grid: Grid, block: Grid, stream: int, *arguments: Any) -> None:
+        """Queue the kernel on a stream.
+
+        Args:
+            grid: blocks along x, y, z.
+            block: threads along x, y, z.
+            stream: handle.
+            arguments: ``ctypes`` values laid out exactly as the kernel's parameters; they are
+                copied before this returns.
+
+        Raises:
+            CudaError: the launch was refused, or an earlier failure was sticky.
+        """
+        addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
+        result = driver.cuLaunchKernel(
+            self._function, *grid, *block, 0, stream, ctypes.addressof(addresses), 0
+        )
+        checked(result, f"launching {self.name}")
+
+
+class KernelModule:
+    """A source of ``gpu/kernels``, loaded into the primary context for the process's life."""
+
+    def __init__(self, device: Device, source_name: str) -> None:
+        device.make_current()
+        self._cubin = compile_source(source_name, device.architecture)
+        self._module = checked(driver.cuModuleLoadData(self._cubin), f"loading {source_name}")
+
+    def kernel(self, name: str) -> Kernel:
+        """Return a kernel by name."""
+        doing = f"looking for kernel {name}"
+        return Kernel(name, checked(driver.cuModuleGetFunction(self._module, name.encode()), doing))
+
+
+@cache
+def load_module(source_name: str, ordinal: int = 0) -> KernelModule:
+    """Compile (about 0.3 s) and load a source once a process."""
+    return KernelModule(get_device(ordinal), source_name)
+
+
+def read_source(source_name: str) -> str:
+    """Return the text of a source in ``gpu/kernels``."""
+    return (resources.files(__package__) / "kernels" / source_name).read_text()
+
+
+def compile_source(source_name: str, architecture: str) -> bytes:
+    """Compile a source with NVRTC; returns a cubin for ``architecture`` (``sm_90``).
+
+    Raises:
+        CudaError: the compiler refused; the error holds its log.
+    """
+    source = read_source(source_name).encode()
+    program = _compiled(nvrtc.nvrtcCreateProgram(source, source_name.encode(), 0, [], []))
+    options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17", b"-lineinfo"]
+    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise CudaError(f"{source_name} does not compile", got=_log(program))
+    cubin = bytes(_compiled(nvrtc.nvrtcGetCUBINSize(program)))
+    _compiled(nvrtc.nvrtcGetCUBIN(program, cubin))
+    _compiled(nvrtc.nvrtcDestroyProgram(program))
+    return cubin
+
+
+def _log(program: Any) -> str:
+    log = bytes(_compiled(nvrtc.nvrtcGetProgramLogSize(program)))
+    _compiled(nvrtc.nvrtcGetProgramLog(program, log))
+    return log.rstrip(b"\0").decode("utf-8", "replace")
+
+
+def _compiled(result: tuple[Any, ...]) -> Any:
+    status, *values = result
+    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise CudaError("the CUDA run-time compiler failed", got=status.name)
+    return values[0] if values else None
