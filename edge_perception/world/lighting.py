@@ -31,6 +31,7 @@ def _around(rng: Generator, focus: Vector, reach: float, elevation: tuple[float,
 def make_lighting(rng: Generator, split: Split, focus: Vector) -> Lighting:
     """A rig of the split around ``focus``, with random positions, tints and strengths."""
     rig = str(rng.choice(RIGS[split]))
+    lights: tuple[Light, ...]
     ambient = rng.uniform(0.15, 0.5)
     if rig == "ceiling":
         key = Light(

@@ -168,10 +168,10 @@ class Renderer:
                 matrix = shadow_projection(light.position, scene.focus, scene.radius)
                 self._draw_shadow_map(used, matrix)
                 matrices[used], maps[index], used = matrix.T, used, used + 1
-        program["light_position"].write(positions.tobytes())
-        program["light_colour"].write(colours.tobytes())
-        program["light_shadow"].write(maps.tobytes())
-        program["shadow_matrix"].write(matrices.tobytes())
+        _write(program, "light_position", positions.tobytes())
+        _write(program, "light_colour", colours.tobytes())
+        _write(program, "light_shadow", maps.tobytes())
+        _write(program, "shadow_matrix", matrices.tobytes())
         program["light_count"] = min(len(lights), _MAX_LIGHTS)
         program["focus"], program["sky"] = scene.focus, scene.lighting.sky
         program["ground"] = scene.lighting.ground
@@ -180,7 +180,7 @@ class Renderer:
         self._shadow_targets[index].use()
         self._context.enable_only(moderngl.DEPTH_TEST)
         self._shadow_targets[index].clear(depth=1.0)
-        self._depth_program["view_projection"].write(_for_gl(matrix))
+        _write(self._depth_program, "view_projection", _for_gl(matrix))
         first = self._first_caster
         self._arrays[2].render(first=first, vertices=self._arrays[2].vertices - first)
 
@@ -209,7 +209,7 @@ class Renderer:
         self._mask_target.use()
         self._context.enable_only(moderngl.DEPTH_TEST)
         self._mask_target.clear(depth=1.0)
-        self._mask_program["view_projection"].write(_for_gl(matrix))
+        _write(self._mask_program, "view_projection", _for_gl(matrix))
         self._arrays[1].render()
         data = self._mask_target.read(components=1, alignment=1)
         return np.frombuffer(data, np.uint8).reshape(IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX)
@@ -219,7 +219,7 @@ class Renderer:
         self._lit_target.use()
         self._context.enable_only(moderngl.DEPTH_TEST)
         self._lit_target.clear(*self._loaded().lighting.sky, depth=1.0)
-        program["view_projection"].write(_for_gl(matrix))
+        _write(program, "view_projection", _for_gl(matrix))
         program["eye"] = tuple(eye)
         self._material_table.use(0)
         for unit, texture in enumerate(self._shadow_maps, start=1):
@@ -237,9 +237,9 @@ class Renderer:
         self._radiance.use(0)
         self._depth.use(1)
         program["radiance"], program["depth"] = 0, 1
-        program["unproject"].write(_for_gl(np.linalg.inv(matrix)))
-        program["shutter_opens"].write(_for_gl(ends[0]))
-        program["shutter_closes"].write(_for_gl(ends[1]))
+        _write(program, "unproject", _for_gl(np.asarray(np.linalg.inv(matrix), np.float64)))
+        _write(program, "shutter_opens", _for_gl(ends[0]))
+        _write(program, "shutter_closes", _for_gl(ends[1]))
         program["near_far"] = (NEAR_M, FAR_M)
         program["focal_px"], program["exposure"] = scene.intrinsics.fx, sensor.exposure
         program["white_balance"], program["vignette"] = sensor.white_balance, sensor.vignette
@@ -256,7 +256,7 @@ class Renderer:
         """
         context, array = self._context, self._arrays[2]
         matrix = projection(self._loaded().intrinsics) @ pose
-        self._depth_program["view_projection"].write(_for_gl(matrix))
+        _write(self._depth_program, "view_projection", _for_gl(matrix))
         self._mask_target.use()
         context.enable_only(moderngl.DEPTH_TEST)
         counts = []
@@ -281,6 +281,12 @@ def _open_context() -> moderngl.Context:
             expected="EGL with OpenGL 3.3",
             mend="Install libegl1 and libgl1 (and libegl-mesa0 where there is no GPU).",
         ) from error
+
+
+def _write(program: moderngl.Program, name: str, data: bytes) -> None:
+    uniform = program[name]
+    assert isinstance(uniform, moderngl.Uniform)
+    uniform.write(data)
 
 
 def _for_gl(matrix: Matrix) -> bytes:

@@ -176,7 +176,7 @@ def _floor_scale(rng: Generator, kind: str) -> float:
     return float(rng.uniform(*_FLOOR_SCALE.get(kind, (0.9, 1.12))))
 
 
-def _rack(builder: _Builder, x: float, y: float, length: float, side: int) -> None:
+def _rack(builder: _Builder, x: float, y: float, length: float) -> None:
     """A shelf rack along a wall, its boards holding small things."""
     rng, split = builder.rng, builder.split
     steel = materials_for(rng, split, "clutter")[1][1]
@@ -204,7 +204,7 @@ def _aisle(builder: _Builder) -> tuple[Vector, float]:
     _room(builder, (-3.0, length), (-half - 0.3, half + 0.3), 3.0)
     for side in (-1, 1):
         if rng.random() < 0.65:
-            _rack(builder, rng.uniform(0.8, 2.2), side * half, rng.uniform(1.2, 2.2), side)
+            _rack(builder, rng.uniform(0.8, 2.2), side * half, rng.uniform(1.2, 2.2))
     builder.circles.clear()
     inner = half - 0.45
     for kind in _shuffled(rng, _FLOOR, int(rng.integers(11, 19))):
@@ -225,7 +225,8 @@ def _table_path(rng: Generator, focus: Vector, duration_s: float) -> CameraPath:
         float(reach * np.sin(turn) * np.cos(lift)),
         float(focus[2] + reach * np.sin(lift) + 0.05),
     )
-    drift = (rng.uniform(-0.02, 0.04), rng.uniform(-0.07, 0.07), rng.uniform(-0.02, 0.02))
+    way = rng.uniform((-0.12, -0.45, -0.05), (0.15, 0.45, 0.15)) / duration_s
+    drift: Vector = (float(way[0]), float(way[1]), float(way[2]))
     gaze: Vector = (
         rng.uniform(-0.05, 0.3),
         rng.uniform(-0.15, 0.15),

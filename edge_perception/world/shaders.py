@@ -69,8 +69,11 @@ float noise(vec3 p) {
     vec3 cell = floor(p), f = fract(p);
     f = f * f * (3.0 - 2.0 * f);
     vec2 o = vec2(0.0, 1.0);
-    vec4 low = vec4(hash(cell + o.xxx), hash(cell + o.yxx), hash(cell + o.xyx), hash(cell + o.yyx));
-    vec4 high = vec4(hash(cell + o.xxy), hash(cell + o.yxy), hash(cell + o.xyy), hash(cell + o.yyy));
+    vec4 low, high;
+    low.xy = vec2(hash(cell + o.xxx), hash(cell + o.yxx));
+    low.zw = vec2(hash(cell + o.xyx), hash(cell + o.yyx));
+    high.xy = vec2(hash(cell + o.xxy), hash(cell + o.yxy));
+    high.zw = vec2(hash(cell + o.xyy), hash(cell + o.yyy));
     vec4 z = mix(low, high, f.z);
     vec2 y = mix(z.xy, z.zw, f.y);
     return mix(y.x, y.y, f.x);
@@ -150,7 +153,7 @@ float lookup(int map, vec3 at) {
 float shadow(int map, vec3 n) {
     vec4 clip = shadow_matrix[map] * vec4(world + n * 0.006, 1.0);
     vec3 at = clip.xyz / clip.w * 0.5 + 0.5;
-    if (clip.w <= 0.0 || any(lessThan(at, vec3(0.0))) || any(greaterThan(at, vec3(1.0)))) return 1.0;
+    if (clip.w <= 0.0 || any(greaterThan(abs(at - 0.5), vec3(0.5)))) return 1.0;
     float turn = hash(vec3(gl_FragCoord.xy, 1.0)) * 6.2831853, lit = 0.0;
     for (int tap = 0; tap < 8; tap++) {
         float angle = turn + float(tap) * 2.399963, reach = sqrt((float(tap) + 0.5) / 8.0) * 0.0042;
