@@ -65,7 +65,7 @@ class ImageFormat:
             raise ImageError(
                 "unknown image encoding",
                 expected=f"one of {', '.join(ENCODINGS)}",
-                got=self.encoding,
+                got=self.encoding[:64],
                 mend="Convert at the source, or install cv_bridge for rare encodings.",
             )
         for side, pixels in (("height", self.height), ("width", self.width)):

@@ -19,6 +19,9 @@ SCHEMA = 1
 HEADS = ("yolov5", "yolov8", "yolo_end_to_end", "yolox")
 DTYPES = ("float32", "float16", "uint8", "int8", "int32", "int64")
 
+# What a key must hold, by the annotation of its field (a string, as annotations are here).
+_SCALAR_TYPES: Mapping[object, Any] = {"str": str, "int": int, "float": (int, float)}
+
 T = TypeVar("T")
 
 
@@ -31,9 +34,12 @@ class TensorSpec:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if not self.shape or any(side < 1 for side in self.shape):
+        sides = self.shape if isinstance(self.shape, tuple) else ()
+        if not sides or not all(isinstance(side, int) and side >= 1 for side in sides):
             raise ManifestError(
-                f"tensor {self.name!r} has a bad shape", expected="positive sides", got=self.shape
+                f"tensor {self.name!r} has a bad shape",
+                expected="positive whole sides",
+                got=self.shape,
             )
         _check_choice(f"dtype of tensor {self.name!r}", self.dtype, DTYPES)
 
@@ -68,9 +74,17 @@ class Preprocessing:
         _check_choice("preprocessing.pad_align", self.pad_align, ("center", "top_left"))
         _check_choice("preprocessing.layout", self.layout, ("nchw", "nhwc"))
         _check_choice("preprocessing.dtype", self.dtype, ("float32", "float16", "uint8"))
+        if not 0 <= self.pad_value <= 255:
+            raise ManifestError("preprocessing.pad_value", expected="0 to 255", got=self.pad_value)
         if len(self.mean) != 3 or len(self.std) != 3 or not all(self.std):
             raise ManifestError(
                 "preprocessing.mean and std", expected="three values each, std not 0"
+            )
+        if not all(_is_finite(value) for value in (self.scale, *self.mean, *self.std)):
+            raise ManifestError(
+                "preprocessing.scale, mean and std",
+                expected="finite numbers",
+                got=(self.scale, self.mean, self.std),
             )
 
     @property
@@ -108,6 +122,8 @@ class Manifest:
         _check_choice("precision", self.precision, ("float32", "float16", "int8"))
         if len(self.sha256) != 64 or set(self.sha256) - set("0123456789abcdef"):
             raise ManifestError("sha256", expected="64 lower-case hex digits", got=self.sha256)
+        if not self.outputs:
+            raise ManifestError("outputs", expected="at least one tensor", got=self.outputs)
         if not self.class_names or len(set(self.class_names)) != len(self.class_names):
             raise ManifestError("class_names", expected="distinct names", got=self.class_names)
         if len(self.inputs) != 1:
@@ -151,7 +167,7 @@ def _tensors(key: str, value: object) -> tuple[TensorSpec, ...]:
 
 
 def _build(kind: type[T], where: str, value: object) -> T:
-    """Construct a dataclass from a mapping, naming keys that are missing or unknown."""
+    """Construct a dataclass from a mapping, naming keys that are missing, unknown or mistyped."""
     given: dict[str, Any] = dict(_as_mapping(where, value))
     known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     unknown = sorted(set(given) - set(known))
@@ -162,12 +178,28 @@ def _build(kind: type[T], where: str, value: object) -> T:
     for key, item in given.items():
         if isinstance(item, list):
             given[key] = tuple(item)
+    _check_scalars(kind, where, given)
     try:
         return kind(**given)
     except TypeError as error:
         raise ManifestError(
             f"{where} is incomplete or has a value of a wrong type: {error}"
         ) from error
+
+
+def _check_scalars(kind: type[Any], where: str, given: Mapping[str, Any]) -> None:
+    for known in fields(kind):
+        wanted = _SCALAR_TYPES.get(known.type)
+        if wanted is None or known.name not in given:
+            continue
+        value = given[known.name]
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise ManifestError(f"{where}.{known.name}", expected=f"type {known.type}", got=value)
+
+
+def _is_finite(value: object) -> bool:
+    """Whether a value is a number that float32 can hold with room to spare."""
+    return isinstance(value, (int, float)) and -1e9 < value < 1e9
 
 
 def _as_mapping(where: str, value: object) -> Mapping[str, Any]:
