@@ -25,6 +25,7 @@ from edge_perception.errors import EdgePerceptionError
 OURS, DEPTH_10, DEPTH_1 = "ours", "baseline_depth_10", "baseline_depth_1"
 SYSTEMS = (OURS, DEPTH_10, DEPTH_1)
 _WARM_UP_S = 1.5
+_START_TIMEOUT_S = 60.0
 _INFERENCE = ("infer",)
 _OUTSIDE = ("receive", "deliver")
 
@@ -42,6 +43,19 @@ class Load:
 
 
 @dataclass(frozen=True)
+class Model:
+    """What every system runs: a manifest (None: the embedded demo model) on so many threads."""
+
+    manifest: Path | None = None
+    threads: int = 0
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """Parameters of the node that runs it."""
+        return {"threads": self.threads, "manifest": self.manifest or ""}
+
+
+@dataclass(frozen=True)
 class Measured:
     """What a planner saw of one system under one load.
 
@@ -55,7 +69,7 @@ class Measured:
     non_inference_ms: LatencySummary | None = None
 
 
-def measure(system: str, load: Load, threads: int) -> Measured:
+def measure(system: str, load: Load, model: Model) -> Measured:
     """Run one system under one load.
 
     Raises:
@@ -63,8 +77,9 @@ def measure(system: str, load: Load, threads: int) -> Measured:
     """
     with tempfile.TemporaryDirectory(prefix="edge_perception_bench_") as scratch:
         folder = Path(scratch)
-        with _profiler(folder), _system(system, folder, load, threads) as node:
+        with _profiler(folder), _system(system, folder, load, model) as node:
             with _player(folder, load) as player:
+                _wait_for_first_result(folder / "detections.jsonl", node, player)
                 pause(load.seconds + _WARM_UP_S, node, player)
             time.sleep(0.5)  # what is under way may still arrive
         return _judge(system, _read_rows(folder / "ledger.jsonl"))
@@ -75,26 +90,38 @@ def _profiler(folder: Path) -> NodeProcess:
     return NodeProcess("profiler", folder / "profiler.log", parameters)
 
 
-def _system(system: str, folder: Path, load: Load, threads: int) -> NodeProcess:
+def _system(system: str, folder: Path, load: Load, model: Model) -> NodeProcess:
     log = folder / f"{system}.log"
     if system == OURS:
         parameters: dict[str, object] = {
             "autostart": True,
             "profile": False,
-            "threads": threads,
+            **model.parameters,
             "image_transport": "compressed" if load.compressed else "raw",
             "reliability": "reliable",  # as the baselines', so that nobody loses before its queue
         }
         return NodeProcess("container", log, parameters)
     depth = 10 if system == DEPTH_10 else 1
     return NodeProcess(
-        "baseline", log, {"depth": depth, "threads": threads, "compressed": load.compressed}
+        "baseline", log, {"depth": depth, "compressed": load.compressed, **model.parameters}
     )
 
 
 def _player(folder: Path, load: Load) -> NodeProcess:
     parameters = {"autostart": True, "source": load.bag, "fps": load.fps, "loop": True}
     return NodeProcess("player", folder / "player.log", parameters)
+
+
+def _wait_for_first_result(results: Path, *processes: NodeProcess) -> None:
+    """Wait until the graph runs: what starting takes is no part of the measurement."""
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while not (results.exists() and results.stat().st_size):
+        if time.monotonic() > deadline:
+            raise EdgePerceptionError(
+                f"no result within {_START_TIMEOUT_S:.0f} s",
+                mend="See whether the bag holds images, and the model runs, with the demo.",
+            )
+        pause(0.1, *processes)
 
 
 def _read_rows(ledger: Path) -> list[dict[str, object]]:
@@ -124,9 +151,9 @@ def _non_inference_ns(row: dict[str, object]) -> int:
     return sum(ns for stage, ns in stages.items() if stage not in (*_INFERENCE, *_OUTSIDE))
 
 
-def overload(load: Load, threads: int, pairs: int, tell: Tell) -> dict[str, object]:
+def overload(load: Load, model: Model, pairs: int, tell: Tell) -> dict[str, object]:
     """Compare the systems with a camera faster than the model; medians over alternating runs."""
-    runs = _alternate(SYSTEMS, load, threads, pairs, tell)
+    runs = _alternate(SYSTEMS, load, model, pairs, tell)
     p99 = {system: _median(runs[system], lambda run: run.end_to_end_ms.p99) for system in SYSTEMS}
     fps = {system: _median(runs[system], lambda run: run.fps) for system in SYSTEMS}
     return {
@@ -141,9 +168,9 @@ def overload(load: Load, threads: int, pairs: int, tell: Tell) -> dict[str, obje
     }
 
 
-def underload(load: Load, threads: int, pairs: int, tell: Tell) -> dict[str, object]:
+def underload(load: Load, model: Model, pairs: int, tell: Tell) -> dict[str, object]:
     """Compare the systems with a camera that the model keeps up with."""
-    runs = _alternate(SYSTEMS, load, threads, pairs, tell)
+    runs = _alternate(SYSTEMS, load, model, pairs, tell)
     p50 = {system: [run.end_to_end_ms.p50 or 0.0 for run in runs[system]] for system in SYSTEMS}
     ratios = [
         ours / min(ten, one)
@@ -160,13 +187,13 @@ def underload(load: Load, threads: int, pairs: int, tell: Tell) -> dict[str, obj
 
 
 def _alternate(
-    systems: Sequence[str], load: Load, threads: int, pairs: int, tell: Tell
+    systems: Sequence[str], load: Load, model: Model, pairs: int, tell: Tell
 ) -> dict[str, list[Measured]]:
     runs: dict[str, list[Measured]] = {system: [] for system in systems}
     for pair in range(pairs):
         shift = pair % len(systems)
         for system in (*systems[shift:], *systems[:shift]):
-            run = measure(system, load, threads)
+            run = measure(system, load, model)
             runs[system].append(run)
             summary = run.end_to_end_ms
             tell(
@@ -185,11 +212,11 @@ def _median(runs: Sequence[Measured], of: Callable[[Measured], float | None]) ->
     return statistics.median(values)
 
 
-def idle(load: Load, threads: int) -> dict[str, object]:
+def idle(load: Load, model: Model) -> dict[str, object]:
     """Show that without a subscriber no inference happens."""
     with tempfile.TemporaryDirectory(prefix="edge_perception_bench_") as scratch:
         folder = Path(scratch)
-        with _system(OURS, folder, load, threads) as node:
+        with _system(OURS, folder, load, model) as node:
             pause(4.0, node)
             before = node.cpu_seconds()
             with _player(folder, load) as player:
@@ -202,18 +229,22 @@ def idle(load: Load, threads: int) -> dict[str, object]:
     }
 
 
-def memory_growth(load: Load, threads: int, frames: int, tell: Tell) -> dict[str, object]:
+def memory_growth(load: Load, model: Model, frames: int, tell: Tell) -> dict[str, object]:
     """Return how much the container grew over ``frames`` camera frames, in MB of its own memory."""
     with tempfile.TemporaryDirectory(prefix="edge_perception_bench_") as scratch:
         folder = Path(scratch)
-        with _profiler(folder), _system(OURS, folder, load, threads) as node:
-            with _player(folder, load) as player:
-                pause(min(30.0, 0.1 * frames / load.fps) + 5.0, node, player)
-                start_bytes, start_cpu = node.resident_bytes(), node.cpu_seconds()
-                pause(frames / load.fps, node, player)
-                grown = node.resident_bytes() - start_bytes
-                processed = len(_read_rows(folder / "ledger.jsonl"))
-                cpu = node.cpu_seconds() - start_cpu
+        with (
+            _profiler(folder),
+            _system(OURS, folder, load, model) as node,
+            _player(folder, load) as player,
+        ):
+            _wait_for_first_result(folder / "detections.jsonl", node, player)
+            pause(min(30.0, 0.1 * frames / load.fps), node, player)
+            start_bytes, start_cpu = node.resident_bytes(), node.cpu_seconds()
+            pause(frames / load.fps, node, player)
+            grown = node.resident_bytes() - start_bytes
+            processed = len(_read_rows(folder / "ledger.jsonl"))
+            cpu = node.cpu_seconds() - start_cpu
     tell(f"memory: grew {grown / 1e6:.2f} MB over {frames} camera frames")
     return {
         "memory_growth_mb": grown / 1e6,

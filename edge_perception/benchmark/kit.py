@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from edge_perception.benchmark import graph
-from edge_perception.benchmark.graph import Load, Tell
+from edge_perception.benchmark.graph import Load, Model, Tell
 from edge_perception.core.machine import describe_code, describe_machine, describe_state, utc_now
 from edge_perception.errors import BagError
 from edge_perception.replay.bag_writer import BagWriter
@@ -43,12 +43,12 @@ class Effort:
         return cls(pairs=1, seconds=6.0, memory_frames=1_000, memory_fps=100.0)
 
 
-def run_graph(bag: Path, threads: int, effort: Effort, out: Path, tell: Tell) -> None:
+def run_graph(bag: Path, model: Model, effort: Effort, out: Path, tell: Tell) -> None:
     """Measure the graph and its baselines, and write the JSON, also after each part.
 
     Args:
         bag: recorded ``CompressedImage`` frames.
-        threads: of the CPU runtime, the same for every system.
+        model: what every system runs.
         effort: how much to measure.
         out: the JSON; replaced when the run begins.
         tell: gets a line of progress.
@@ -58,7 +58,8 @@ def run_graph(bag: Path, threads: int, effort: Effort, out: Path, tell: Tell) ->
         "date": utc_now(),
         **describe_code(),
         "machine": describe_machine(),
-        "threads": threads,
+        "threads": model.threads,
+        "manifest": model.manifest.name if model.manifest else "embedded demo model",
         "bag": bag.name,
         "state_before": describe_state(),
     }
@@ -69,33 +70,33 @@ def run_graph(bag: Path, threads: int, effort: Effort, out: Path, tell: Tell) ->
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
-    capacity = _capacity_fps(bag, threads, tell)
+    capacity = _capacity_fps(bag, model, tell)
     keep("capacity_fps", capacity)
     fast = Load(bag, True, 2 * capacity, effort.seconds)
     slow = Load(bag, True, capacity / 2, effort.seconds)
-    keep("overload", graph.overload(fast, threads, effort.pairs, tell))
-    underload = graph.underload(slow, threads, effort.pairs, tell)
+    keep("overload", graph.overload(fast, model, effort.pairs, tell))
+    underload = graph.underload(slow, model, effort.pairs, tell)
     keep("underload", {**underload, "non_inference_p50_ms": {}})
     with tempfile.TemporaryDirectory(prefix="edge_perception_bench_") as scratch:
         own = {}
         for name, size in RAW_SIZES.items():
             raw_bag = _write_raw_bag(bag, Path(scratch) / f"{name}.mcap", size)
             run = graph.measure(
-                graph.OURS, Load(raw_bag, False, min(30.0, capacity / 2), effort.seconds), threads
+                graph.OURS, Load(raw_bag, False, min(30.0, capacity / 2), effort.seconds), model
             )
             own[name] = run.non_inference_ms.p50 if run.non_inference_ms else None
             tell(f"raw {name}: everything but inference takes {own[name]:.2f} ms (p50)")
     keep("underload", {**underload, "non_inference_p50_ms": own})
-    keep("idle", graph.idle(slow, threads))
+    keep("idle", graph.idle(slow, model))
     load = Load(bag, True, effort.memory_fps, 0.0)
-    growth = graph.memory_growth(load, threads, effort.memory_frames, tell)
+    growth = graph.memory_growth(load, model, effort.memory_frames, tell)
     keep("memory", growth)
     keep("memory_growth_mb", growth["memory_growth_mb"])
 
 
-def _capacity_fps(bag: Path, threads: int, tell: Tell) -> float:
+def _capacity_fps(bag: Path, model: Model, tell: Tell) -> float:
     """Return the rate that the depth-1 baseline reaches with a camera it cannot follow."""
-    run = graph.measure(graph.DEPTH_1, Load(bag, True, 200.0, 6.0), threads)
+    run = graph.measure(graph.DEPTH_1, Load(bag, True, 200.0, 6.0), model)
     tell(f"capacity: {run.fps:.1f} fps")
     return run.fps
 

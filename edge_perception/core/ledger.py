@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -98,3 +99,100 @@ def make_row(
     stages["deliver"] = arrival_ns - stamp_ns - sum(stages.values())
     sequence = stage_values["sequence"]
     return LedgerRow(camera, frame_id, stamp_ns, arrival_ns, detections, sequence, stages)
+
+
+Key = tuple[str, int]
+"""A frame by its header: frame_id and stamp in nanoseconds."""
+
+# How many frames may wait for their other half: at 1 kHz two seconds.
+_MOST_WAITING = 2048
+_LONGEST_WAIT_NS = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class _Arrival:
+    arrival_ns: int
+    detections: int
+
+
+@dataclass(frozen=True)
+class _Stages:
+    told_ns: int
+    camera: str
+    values: Mapping[str, int]
+
+
+class LedgerJoiner:
+    """Joins what a listener saw with what the detector told, by the frame's header.
+
+    Either half may come first. A half that waits longer than two seconds, is one of too many, or
+    meets a second one of the same header, will never be joined: an arrival then becomes a row
+    without stages, stages are only counted. Every method returns the rows that are complete.
+    """
+
+    def __init__(self) -> None:
+        self.unjoined_detections = 0
+        self.unjoined_stages = 0
+        self._arrivals: OrderedDict[Key, _Arrival] = OrderedDict()
+        self._stages: OrderedDict[Key, _Stages] = OrderedDict()
+
+    def add_arrival(self, key: Key, arrival_ns: int, detections: int) -> list[LedgerRow]:
+        """Take detections that arrived at ``arrival_ns`` (ROS time)."""
+        arrival = _Arrival(arrival_ns, detections)
+        if key in self._stages:
+            return [_join(key, arrival, self._stages.pop(key))]
+        rows = [self._give_up(key)] if key in self._arrivals else []
+        self._arrivals[key] = arrival
+        return rows + self.expire(arrival_ns)
+
+    def add_stages(
+        self, key: Key, told_ns: int, camera: str, values: Mapping[str, int]
+    ) -> list[LedgerRow]:
+        """Take a frame's stages, which came at ``told_ns`` (ROS time)."""
+        stages = _Stages(told_ns, camera, values)
+        if key in self._arrivals:
+            return [_join(key, self._arrivals.pop(key), stages)]
+        self.unjoined_stages += key in self._stages
+        self._stages[key] = stages
+        return self.expire(told_ns)
+
+    def expire(self, now_ns: int) -> list[LedgerRow]:
+        """Give up what has waited too long."""
+        rows = []
+        while self._arrivals:
+            key, arrival = next(iter(self._arrivals.items()))
+            if now_ns - arrival.arrival_ns < _LONGEST_WAIT_NS and not self._too_many():
+                break
+            rows.append(self._give_up(key))
+        while self._stages:
+            key, stages = next(iter(self._stages.items()))
+            if now_ns - stages.told_ns < _LONGEST_WAIT_NS and not self._too_many():
+                break
+            del self._stages[key]
+            self.unjoined_stages += 1
+        return rows
+
+    def finish(self) -> list[LedgerRow]:
+        """Give up everything that still waits."""
+        rows = [self._give_up(key) for key in tuple(self._arrivals)]
+        self.unjoined_stages += len(self._stages)
+        self._stages.clear()
+        return rows
+
+    def _too_many(self) -> bool:
+        return max(len(self._arrivals), len(self._stages)) > _MOST_WAITING
+
+    def _give_up(self, key: Key) -> LedgerRow:
+        self.unjoined_detections += 1
+        return _join(key, self._arrivals.pop(key), None)
+
+
+def _join(key: Key, arrival: _Arrival, stages: _Stages | None) -> LedgerRow:
+    return make_row(
+        frame_id=key[0],
+        stamp_ns=key[1],
+        arrival_ns=arrival.arrival_ns,
+        detections=arrival.detections,
+        stage_values=stages.values if stages else None,
+        camera=stages.camera if stages else "",
+    )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,15 +15,12 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from vision_msgs.msg import Detection2DArray
 
 from edge_perception.core.latency import LatencyWindow
-from edge_perception.core.ledger import LedgerRow, make_row
+from edge_perception.core.ledger import Key, LedgerJoiner, LedgerRow
 from edge_perception.errors import ConfigError
 from edge_perception.nodes.managed import Health, ManagedNode
 from edge_perception.nodes.messages import from_detection2d_array, from_status, to_nanoseconds
 from edge_perception.nodes.params import Declaration
 from edge_perception.nodes.runner import run
-
-# How many frames may wait for their other half, at 1 kHz still two seconds.
-_MOST_WAITING = 2048
 
 PARAMETERS = (
     Declaration(
@@ -48,8 +45,6 @@ PARAMETERS = (
     ),
 )
 
-Key = tuple[str, int]
-
 
 class ProfilerNode(ManagedNode):
     """Joins ``detections`` with ``detector/stages`` by frame_id and stamp.
@@ -62,8 +57,7 @@ class ProfilerNode(ManagedNode):
         super().__init__(name, PARAMETERS, **node_options)
         self._window = LatencyWindow()
         self._counts: Counter[str] = Counter()
-        self._arrivals: OrderedDict[Key, tuple[int, int]] = OrderedDict()
-        self._stages: OrderedDict[Key, tuple[str, Mapping[str, int]]] = OrderedDict()
+        self._joiner = LedgerJoiner()
         self._told: dict[str, Mapping[str, str]] = {}
         self._deadline_ns = 0
         self._last_arrival_ns = 0
@@ -98,8 +92,7 @@ class ProfilerNode(ManagedNode):
         for subscription in self._subscriptions_made:
             self.destroy_subscription(subscription)
         self._subscriptions_made = []
-        while self._arrivals:
-            self._give_up_arrival()
+        self._book(self._joiner.finish())
         if self._files is not None:
             self._files.write_counters({"profiler": self.counters(), "nodes": self._told})
 
@@ -120,8 +113,8 @@ class ProfilerNode(ManagedNode):
             "rate_hz": round(self._rate_hz, 2),
             "frames": self._counts["frames"],
             "joined": self._counts["joined"],
-            "unjoined_detections": self._counts["unjoined_detections"],
-            "unjoined_stages": self._counts["unjoined_stages"],
+            "unjoined_detections": self._joiner.unjoined_detections,
+            "unjoined_stages": self._joiner.unjoined_stages,
             "deadline_misses": self._counts["deadline_misses"],
             "negative_age": self._counts["negative_age"],
             "malformed": self._counts["malformed"],
@@ -140,6 +133,7 @@ class ProfilerNode(ManagedNode):
         if self._rate_since_ns and now_ns > self._rate_since_ns:
             self._rate_hz = self._arrived_since_report * 1e9 / (now_ns - self._rate_since_ns)
         self._rate_since_ns, self._arrived_since_report = now_ns, 0
+        self._book(self._joiner.expire(now_ns))
         super().publish_diagnostics()
 
     def health(self) -> Health:
@@ -152,21 +146,13 @@ class ProfilerNode(ManagedNode):
 
     def _on_detections(self, message: Detection2DArray) -> None:
         arrival_ns = self.get_clock().now().nanoseconds
-        key = (message.header.frame_id, to_nanoseconds(message.header.stamp))
         self._last_arrival_ns = arrival_ns
         self._arrived_since_report += 1
         if self._files is not None:
             self._files.write_detections(message)
-        if key in self._stages:
-            camera, values = self._stages.pop(key)
-            self._book(key, arrival_ns, len(message.detections), camera, values)
-            return
-        self._arrivals[key] = (arrival_ns, len(message.detections))
-        if len(self._arrivals) > _MOST_WAITING:
-            self._give_up_arrival()
+        self._book(self._joiner.add_arrival(_key(message), arrival_ns, len(message.detections)))
 
     def _on_stages(self, message: DiagnosticArray) -> None:
-        key = (message.header.frame_id, to_nanoseconds(message.header.stamp))
         try:
             (status,) = message.status
             values = {name: int(value) for name, value in from_status(status).items()}
@@ -174,50 +160,29 @@ class ProfilerNode(ManagedNode):
         except (ValueError, KeyError):
             self._counts["malformed"] += 1
             return
-        if key in self._arrivals:
-            arrival_ns, count = self._arrivals.pop(key)
-            self._book(key, arrival_ns, count, status.name, values)
-            return
-        self._stages[key] = (status.name, values)
-        if len(self._stages) > _MOST_WAITING:
-            self._stages.popitem(last=False)
-            self._counts["unjoined_stages"] += 1
+        now_ns = self.get_clock().now().nanoseconds
+        self._book(self._joiner.add_stages(_key(message), now_ns, status.name, values))
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
             if status.name != self.get_fully_qualified_name().lstrip("/"):
                 self._told[status.name] = from_status(status)
 
-    def _give_up_arrival(self) -> None:
-        key, (arrival_ns, count) = self._arrivals.popitem(last=False)
-        self._counts["unjoined_detections"] += 1
-        self._book(key, arrival_ns, count, "", None)
+    def _book(self, rows: Sequence[LedgerRow]) -> None:
+        for row in rows:
+            self._counts["frames"] += 1
+            self._counts["joined"] += row.joined
+            self._counts["deadline_misses"] += row.end_to_end_ns > self._deadline_ns
+            self._counts["negative_age"] += row.end_to_end_ns < 0
+            self._window.add("end_to_end", row.end_to_end_ns)
+            for stage, duration_ns in row.stages_ns.items():
+                self._window.add(stage, duration_ns)
+            if self._files is not None:
+                self._files.write_row(row)
 
-    def _book(
-        self,
-        key: Key,
-        arrival_ns: int,
-        detections: int,
-        camera: str,
-        stage_values: Mapping[str, int] | None,
-    ) -> None:
-        row = make_row(
-            frame_id=key[0],
-            stamp_ns=key[1],
-            arrival_ns=arrival_ns,
-            detections=detections,
-            stage_values=stage_values,
-            camera=camera,
-        )
-        self._counts["frames"] += 1
-        self._counts["joined"] += row.joined
-        self._counts["deadline_misses"] += row.end_to_end_ns > self._deadline_ns
-        self._counts["negative_age"] += row.end_to_end_ns < 0
-        self._window.add("end_to_end", row.end_to_end_ns)
-        for stage, duration_ns in row.stages_ns.items():
-            self._window.add(stage, duration_ns)
-        if self._files is not None:
-            self._files.write_row(row)
+
+def _key(message: Detection2DArray | DiagnosticArray) -> Key:
+    return message.header.frame_id, to_nanoseconds(message.header.stamp)
 
 
 class _LedgerFiles:
