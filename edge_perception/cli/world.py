@@ -126,7 +126,8 @@ def _bag(options: argparse.Namespace) -> int:
             names = [CLASS_NAMES[i] for i in frame.class_ids[counted]]
             bag.write_image(stamp_ns, encode_jpeg(frame, options.quality))
             bag.write_camera_info(stamp_ns, (camera.height, camera.width), matrix)
-            bag.write_ground_truth(stamp_ns, frame.boxes_xyxy[counted], names)
+            tracks = [str(i) for i in frame.instance_ids[counted]]
+            bag.write_ground_truth(stamp_ns, frame.boxes_xyxy[counted], names, tracks)
     return 0
 
 

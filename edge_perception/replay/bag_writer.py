@@ -103,10 +103,19 @@ class BagWriter:
         self._write("/camera_info", messages.CAMERA_INFO, stamp_ns, cdr)
 
     def write_ground_truth(
-        self, stamp_ns: int, boxes_xyxy: Float32Array, class_names: list[str]
+        self,
+        stamp_ns: int,
+        boxes_xyxy: Float32Array,
+        class_names: list[str],
+        track_ids: list[str] | None = None,
     ) -> None:
-        """Write the true boxes ``(N, 4)`` px of the image with the same stamp, and their names."""
-        cdr = messages.serialize_detections(stamp_ns, self.frame_id, boxes_xyxy, class_names)
+        """Write the true boxes ``(N, 4)`` px of the image with the same stamp, and their names.
+
+        A track id is the same for one object in every image of the bag.
+        """
+        cdr = messages.serialize_detections(
+            stamp_ns, self.frame_id, boxes_xyxy, class_names, track_ids=track_ids
+        )
         self._write("/ground_truth", messages.DETECTIONS, stamp_ns, cdr)
 
     def _opened(self) -> Writer:

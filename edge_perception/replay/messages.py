@@ -151,18 +151,22 @@ def serialize_detections(
     boxes_xyxy: Float32Array,
     class_names: Sequence[str],
     scores: Float32Array | None = None,
+    track_ids: Sequence[str] | None = None,
 ) -> bytes:
     """Serialise a ``Detection2DArray``; without ``scores`` each is 1, as ground truth has it.
 
+    ``track_ids`` tell the same object in several images; without them each id is empty.
+
     Raises:
-        ValueError: the numbers of boxes, names and scores differ.
+        ValueError: the numbers of boxes, names, scores and track ids differ.
 
     """
     header = _header(stamp_ns, frame_id)
     told = np.ones(len(class_names), np.float32) if scores is None else scores
+    tracks = [""] * len(class_names) if track_ids is None else track_ids
     detections = [
-        _detection(header, box, name, float(score))
-        for box, name, score in zip(boxes_xyxy, class_names, told, strict=True)
+        _detection(header, box, name, float(score), track)
+        for box, name, score, track in zip(boxes_xyxy, class_names, told, tracks, strict=True)
     ]
     return _serialize(DETECTIONS, header, detections)
 
@@ -199,7 +203,9 @@ def _corners(bbox: Any) -> tuple[float, float, float, float]:
     )
 
 
-def _detection(header: Any, box_xyxy: Float32Array, class_name: str, score: float) -> Any:
+def _detection(
+    header: Any, box_xyxy: Float32Array, class_name: str, score: float, track_id: str
+) -> Any:
     x1, y1, x2, y2 = (float(value) for value in box_xyxy)
     centre = _make("vision_msgs/msg/Point2D", (x1 + x2) / 2, (y1 + y2) / 2)
     bbox = _make(
@@ -210,7 +216,7 @@ def _detection(header: Any, box_xyxy: Float32Array, class_name: str, score: floa
     )
     hypothesis = _make("vision_msgs/msg/ObjectHypothesis", class_name, score)
     result = _make("vision_msgs/msg/ObjectHypothesisWithPose", hypothesis, _unset_pose())
-    return _make("vision_msgs/msg/Detection2D", header, [result], bbox, "")
+    return _make("vision_msgs/msg/Detection2D", header, [result], bbox, track_id)
 
 
 def _unset_pose() -> Any:

@@ -177,7 +177,8 @@ def _image_record(name: str, view: SceneSpec, frame: Frame, sha256: str) -> dict
 
 def _assemble(plan: DatasetPlan, folder: Path) -> None:
     """Write ``instances.json`` from the scenes' files, and ``manifest.json`` with its hash."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for seed, _ in plan.scenes():
         for record in json.loads(_scene_file(folder, seed).read_text()):
             image_id = len(images) + 1

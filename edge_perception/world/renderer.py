@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 import moderngl
 import numpy as np
@@ -274,7 +275,8 @@ class Renderer:
 
 def _open_context() -> moderngl.Context:
     try:
-        return moderngl.create_context(standalone=True, backend="egl", require=330)
+        options: dict[str, Any] = {"backend": "egl"}
+        return moderngl.create_context(standalone=True, require=330, **options)
     except Exception as error:
         raise RenderError(
             f"No off-screen OpenGL on this machine ({error})",
