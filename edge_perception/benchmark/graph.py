@@ -12,9 +12,11 @@ import json
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,13 +62,14 @@ class Measured:
     """What a planner saw of one system under one load.
 
     ``fps`` counts results; ``non_inference_ms`` is what the nodes took beside the model, from
-    callback to publish, and known for ours alone.
+    callback to publish; it and ``stages_p50_ms`` are known for ours alone.
     """
 
     system: str
     fps: float
     end_to_end_ms: LatencySummary
-    non_inference_ms: LatencySummary | None = None
+    non_inference_ms: LatencySummary | None
+    stages_p50_ms: dict[str, float]
 
 
 def measure(system: str, load: Load, model: Model) -> Measured:
@@ -124,31 +127,39 @@ def _wait_for_first_result(results: Path, *processes: NodeProcess) -> None:
         pause(0.1, *processes)
 
 
-def _read_rows(ledger: Path) -> list[dict[str, object]]:
+def _read_rows(ledger: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in ledger.read_text(encoding="utf-8").splitlines()]
 
 
-def _judge(system: str, rows: Sequence[dict[str, object]]) -> Measured:
+def _judge(system: str, rows: Sequence[dict[str, Any]]) -> Measured:
     arrivals = np.array([row["arrival_ns"] for row in rows], np.int64)
     if arrivals.size < 2:
         raise EdgePerceptionError(f"{system}: hardly a result arrived", got=int(arrivals.size))
     steady = [
         row for row, ns in zip(rows, arrivals, strict=True) if ns > arrivals[0] + _WARM_UP_S * 1e9
     ]
-    times = [int(str(row["arrival_ns"])) for row in steady]
+    times = [int(row["arrival_ns"]) for row in steady]
     own = [_non_inference_ns(row) for row in steady if row["joined"]]
     return Measured(
         system=system,
         fps=(len(times) - 1) * 1e9 / (times[-1] - times[0]),
-        end_to_end_ms=LatencySummary.of_ns(int(str(row["end_to_end_ns"])) for row in steady),
+        end_to_end_ms=LatencySummary.of_ns(int(row["end_to_end_ns"]) for row in steady),
         non_inference_ms=LatencySummary.of_ns(own) if own else None,
+        stages_p50_ms=_stages_p50_ms(steady),
     )
 
 
-def _non_inference_ns(row: dict[str, object]) -> int:
-    stages = row["stages_ns"]
-    assert isinstance(stages, dict)
-    return sum(ns for stage, ns in stages.items() if stage not in (*_INFERENCE, *_OUTSIDE))
+def _stages_p50_ms(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    taken: defaultdict[str, list[int]] = defaultdict(list)
+    for row in rows:
+        for stage, duration_ns in row["stages_ns"].items():
+            taken[stage].append(duration_ns)
+    return {stage: statistics.median(ns) / 1e6 for stage, ns in taken.items()}
+
+
+def _non_inference_ns(row: dict[str, Any]) -> int:
+    skipped = (*_INFERENCE, *_OUTSIDE)
+    return sum(ns for stage, ns in row["stages_ns"].items() if stage not in skipped)
 
 
 def overload(load: Load, model: Model, pairs: int, tell: Tell) -> dict[str, object]:

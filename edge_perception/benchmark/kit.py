@@ -108,7 +108,7 @@ def _write_raw_bag(bag: Path, path: Path, size: tuple[int, int]) -> Path:
         for message in source.messages():
             if message.msgtype != COMPRESSED_IMAGE or frames == _RAW_FRAMES:
                 continue
-            data = np.frombuffer(read_image_data(message.cdr, message.msgtype), np.uint8)
+            data = np.asarray(read_image_data(message.cdr, message.msgtype).data, np.uint8)
             pixels = cv2.imdecode(data, cv2.IMREAD_COLOR)
             pixels = np.asarray(cv2.resize(pixels, size[::-1]), np.uint8)
             writer.write_raw_image(frames * 33_333_333 + 1, pixels, "bgr8")
