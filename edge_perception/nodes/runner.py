@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.signals import SignalHandlerOptions
 
 from edge_perception.nodes.managed import ManagedNode
 
@@ -28,7 +29,8 @@ _PR_SET_PDEATHSIG = 1
 def run(make_nodes: Callable[[], Sequence[ManagedNode]]) -> int:
     """Initialise ROS, spin the nodes until shutdown, and return the exit status."""
     end_with_parent()
-    rclpy.init(args=sys.argv)
+    stop = _stop_on_signals()
+    rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
     nodes: Sequence[ManagedNode] = []
     try:
         nodes = make_nodes()
@@ -37,21 +39,31 @@ def run(make_nodes: Callable[[], Sequence[ManagedNode]]) -> int:
             return 1
         gc.collect()
         gc.freeze()  # what lives until the end need not be walked by every collection
-        spin(nodes)
-        return 0
-    except (KeyboardInterrupt, ExternalShutdownException):
+        spin(nodes, stop)
         return 0
     finally:
-        # Ctrl-C reaches a node twice under launch; the second must not break the cleaning up off.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         for node in reversed(nodes):  # readers first, so that a ring is closed without leases
             node.stop()
             node.destroy_node()
         rclpy.try_shutdown()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # under launch a second one comes about now
 
 
-def spin(nodes: Sequence[ManagedNode]) -> None:
-    """Spin each node in a thread of its own until ROS shuts down."""
+def _stop_on_signals() -> threading.Event:
+    """Return what SIGINT and SIGTERM set from now on, however often they come.
+
+    Neither rclpy's handlers nor KeyboardInterrupt will do: those run in a thread that can outlive
+    the interpreter, and this one, raised inside Thread.join, makes Python up to 3.12 take a live
+    thread for ended (bpo-45274). Both end in an abort.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def spin(nodes: Sequence[ManagedNode], stop: threading.Event) -> None:
+    """Spin each node in a thread of its own until ``stop`` is set or ROS shuts down."""
     executors: list[SingleThreadedExecutor] = []
     threads: list[threading.Thread] = []
     for node in nodes:
@@ -63,20 +75,17 @@ def spin(nodes: Sequence[ManagedNode]) -> None:
         )
     for thread in threads:
         thread.start()
-    try:
-        for thread in threads:
-            while thread.is_alive():  # join with a timeout lets signals through
-                thread.join(timeout=0.5)
-    finally:
-        rclpy.try_shutdown()
-        for thread in threads:
-            thread.join()
-        for executor in executors:
-            executor.shutdown()
+    while rclpy.ok() and not stop.wait(timeout=0.1):
+        pass
+    rclpy.try_shutdown()
+    for thread in threads:
+        thread.join()
+    for executor in executors:
+        executor.shutdown()
 
 
 def _spin_until_shutdown(executor: SingleThreadedExecutor) -> None:
-    with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
+    with contextlib.suppress(ExternalShutdownException):
         executor.spin()
 
 
