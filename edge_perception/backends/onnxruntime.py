@@ -59,7 +59,10 @@ class OnnxRuntimeBackend:
         if self._session is None:
             raise EngineError("the model was closed", mend="Configure the node again.")
         feed = {spec.name: tensor for spec, tensor in zip(self.inputs, tensors, strict=True)}
-        results: Sequence[Tensor] = self._session.run(None, feed)
+        try:
+            results: Sequence[Tensor] = self._session.run(None, feed)
+        except Exception as error:  # its classes again come straight from Exception
+            raise EngineError(f"ONNX Runtime failed: {error}") from error
         return results
 
     def warm_up(self) -> None:

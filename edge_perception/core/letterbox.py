@@ -54,7 +54,9 @@ class Letterbox:
         """Map boxes ``(N, 4)`` from network to source pixels, cut to the image."""
         offset = np.array([self.pad_left, self.pad_top] * 2, np.float32)
         scale = np.array([self.scale_x, self.scale_y] * 2, np.float32)
-        return clip_boxes((boxes_xyxy - offset) / scale, self.source_height, self.source_width)
+        with np.errstate(over="ignore"):  # absurd boxes of a network: the cut brings inf back
+            boxes = (boxes_xyxy - offset) / scale
+        return clip_boxes(boxes, self.source_height, self.source_width)
 
     def to_network(self, boxes_xyxy: Float32Array) -> Float32Array:
         """Map boxes ``(N, 4)`` from source to network pixels."""

@@ -25,11 +25,18 @@ from edge_perception.errors import ManifestError
 
 @dataclass(frozen=True)
 class Candidates:
-    """Boxes in network pixels before suppression: ``(N, 4)``, ``(N,)``, ``(N,)``."""
+    """Boxes before suppression, not yet to be trusted: ``(N, 4)``, ``(N,)``, ``(N,)``.
+
+    Decoders give them in network pixels.
+    """
 
     boxes_xyxy: Float32Array
     scores: Float32Array
     class_ids: Int32Array
+
+    def select(self, index: npt.NDArray[np.bool_] | npt.NDArray[np.intp] | slice) -> Candidates:
+        """Return the candidates that a mask, an index array or a slice names."""
+        return Candidates(self.boxes_xyxy[index], self.scores[index], self.class_ids[index])
 
 
 Decoder = Callable[[Float32Array, Preprocessing, float], Candidates]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -89,47 +89,46 @@ class Detector:
     ) -> Detections:
         decode = DECODERS[self.manifest.head]
         found = decode(output, self.manifest.preprocessing, settings.score_threshold)
-        index = _sound(found, len(self.manifest.class_names))
+        found = found.select(_sound(found, len(self.manifest.class_names)))
         if settings.class_ids is not None:
-            index = index[np.isin(found.class_ids[index], list(settings.class_ids))]
-        index = index[np.argsort(-found.scores[index], kind="stable")][:_MAX_CANDIDATES]
+            found = found.select(np.isin(found.class_ids, list(settings.class_ids)))
+        # In source pixels from here on: what lies outside the image suppresses nothing inside.
+        found = replace(found, boxes_xyxy=letterbox.to_source(found.boxes_xyxy))
+        found = found.select((found.boxes_xyxy[:, 2:] > found.boxes_xyxy[:, :2]).all(axis=1))
+        found = found.select(np.argsort(-found.scores, kind="stable")[:_MAX_CANDIDATES])
         if self.manifest.head not in SUPPRESSED_HEADS:
-            index = suppress(found, index, settings.nms_iou)
-        boxes = letterbox.to_source(found.boxes_xyxy[index])
-        seen = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        best = np.flatnonzero(seen)[: settings.max_detections]
-        scores = np.minimum(found.scores[index][best], 1)
-        return Detections(boxes[best], scores, found.class_ids[index][best])
+            found = found.select(suppress(found, settings.nms_iou))
+        best = found.select(np.s_[: settings.max_detections])
+        return Detections(best.boxes_xyxy, np.minimum(best.scores, 1), best.class_ids)
 
     def close(self) -> None:
         """Release the backend."""
         self.backend.close()
 
 
-def suppress(
-    found: Candidates, index: npt.NDArray[np.intp], nms_iou: float
-) -> npt.NDArray[np.intp]:
-    """Greedy non-maximum suppression within each class; keeps the order of ``index``."""
-    boxes = found.boxes_xyxy[index]
+def suppress(found: Candidates, nms_iou: float) -> npt.NDArray[np.intp]:
+    """Greedy non-maximum suppression within each class.
+
+    Boxes must not be negative: OpenCV keeps the classes apart by moving each class's boxes past
+    the largest coordinate. Returns the kept indices, rising.
+    """
+    boxes = found.boxes_xyxy
     corner_and_size = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     kept = cv2.dnn.NMSBoxesBatched(
-        corner_and_size.tolist(),
-        found.scores[index].tolist(),
-        found.class_ids[index].tolist(),
-        0.0,
-        nms_iou,
+        corner_and_size.tolist(), found.scores.tolist(), found.class_ids.tolist(), 0.0, nms_iou
     )
-    return index[np.sort(np.asarray(kept, np.intp).reshape(-1))]
+    return np.sort(np.asarray(kept, np.intp).reshape(-1))
 
 
-def _sound(found: Candidates, class_count: int) -> npt.NDArray[np.intp]:
-    """Index of the candidates with finite, ordered boxes and a class that exists."""
+def _sound(found: Candidates, class_count: int) -> npt.NDArray[np.bool_]:
+    """Mask of the candidates with finite, ordered boxes and a class that exists."""
     boxes = found.boxes_xyxy
     finite = np.isfinite(boxes).all(axis=1) & np.isfinite(found.scores)
     with np.errstate(invalid="ignore"):  # NaN compares false, which is what is wanted
         ordered = (boxes[:, 2:] >= boxes[:, :2]).all(axis=1)
     known = (found.class_ids >= 0) & (found.class_ids < class_count)
-    return np.flatnonzero(finite & ordered & known)
+    sound: npt.NDArray[np.bool_] = finite & ordered & known
+    return sound
 
 
 def _check_tensors(manifest: Manifest, backend: Backend) -> None:

@@ -58,8 +58,8 @@ def _decode_png(data: UInt8Array, head: bytes, max_bytes: int) -> tuple[UInt8Arr
         raise ImageError("PNG ends inside its header", got=f"{data.size} bytes")
     _, _, _, width, height = _PNG_HEADER.unpack(head)
     image_format = _bgr8(height, width, max_bytes)
-    try:
-        pixels = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    try:  # an orientation tag is ignored, as in JPEG: boxes refer to the sensor's rows
+        pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise ImageError(f"PNG cannot be decoded: {error}", got=f"{data.size} bytes") from error
     if pixels is None or pixels.shape != (height, width, 3):

@@ -158,7 +158,7 @@ def manifest_mapping(head: str, shape: tuple[int, ...], sha256: str = "0" * 64) 
 
 
 def write_detector(
-    folder: Path, head: str = "yolov8", *, fails_on_white: bool = False, **changes: Any
+    folder: Path, head: str = "yolov8", /, *, fails_on_white: bool = False, **changes: Any
 ) -> Path:
     """Write ``model.onnx`` and ``manifest.yaml``, with changes to the latter; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
