@@ -22,7 +22,10 @@ _HERO_SCALE = 2
 
 @dataclass(frozen=True)
 class Recording:
-    """What a report needs of the source: truth and timing; ``where`` opens it again."""
+    """What a report needs of a source: truth by recorded stamp in ns, and timing.
+
+    ``where`` opens it again; ``fps`` is None for fewer than two images.
+    """
 
     where: str
     image_topic: str
@@ -31,22 +34,23 @@ class Recording:
     truths: Mapping[int, LabelledBoxes]
 
 
-def write_report(folder: Path, where: str, model: Mapping[str, Any], out: Path) -> dict[str, Any]:
+def write_report(
+    folder: Path, recording: Recording, model: Mapping[str, Any], out: Path
+) -> dict[str, Any]:
     """Write the report of a run and return its figures.
 
     Args:
         folder: where player and profiler wrote their ledgers.
-        where: the bag, folder or video that was played.
+        recording: what was played.
         model: facts about the model, as they shall stand in the report.
         out: folder for report.json, report.html, contact_sheet.jpg and annotated.webp.
 
     Raises:
         BagError: the source or the run's files cannot be read.
     """
-    recording = read_recording(where)
     run = load_run(folder, recording.image_topic)
     source = {
-        "name": Path(where).name,
+        "name": Path(recording.where).name,
         "topic": recording.image_topic,
         "images": recording.images,
         "fps": recording.fps,
@@ -54,8 +58,7 @@ def write_report(folder: Path, where: str, model: Mapping[str, Any], out: Path) 
     report = make_report(run, recording.truths, model=model, source=source)
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    media = _make_media(recording, run, out)
-    page = render_page(report, media, _frame_times(run))
+    page = render_page(report, _make_media(recording, run, out), _frame_times(run))
     (out / "report.html").write_text(page, encoding="utf-8")
     return report
 
