@@ -1,0 +1,296 @@
+"""Quantisation on a data-centre GPU: SmolLM2's ladder and the cost for Llama-3-8B's shape.
+
+    python benchmarks/quantization/h100.py smollm2 --data DIR --out ladder.json
+    python benchmarks/quantization/h100.py llama3-8b --out cost.json
+
+DIR holds ``smollm2.gguf`` (or its pieces ``smollm2.gguf.00``, ...), ``tokenizer.json`` and
+WikiText-2's ``test.txt`` and ``valid.txt``. The model is calibrated on valid and measured on test.
+The JSON is written anew after every run, so that a run that is cut short loses little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from ladder import Run, ladder_runs
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from edge_perception.quantization import gptq
+from edge_perception.quantization.evaluate import gap_share, measure_fidelity, windows_of
+from edge_perception.quantization.grid import WeightFormat
+from edge_perception.quantization.pipeline import InMemory, KeepInMemory, quantize_tower
+from edge_perception.quantization.recipe import Activations, recipe_for
+from edge_perception.quantization.smoothquant import quantize_inputs_of
+from edge_perception.quantization.streaming import record_samples
+from edge_perception.quantization.structure import Tower, find_towers
+from edge_perception.vlm.loaders.gguf import GgufCheckpoint
+
+WINDOW = 2048
+TEST_WINDOWS = 16
+
+
+def check_graphs(device: torch.device) -> None:
+    """GPTQ's CUDA graph must round exactly as the plain loop does; if not, it is not used."""
+    torch.manual_seed(0)
+    weight, scales = torch.randn(64, 96, device=device), torch.full((64, 96), 0.3, device=device)
+    spread, zeros = torch.randn(64, 64, device=device) * 0.1, torch.full_like(scales, 8.0)
+    plain = gptq._round_block(weight.clone(), spread, scales, zeros, 15)
+    try:
+        graphed = gptq._graphed_block(64, 96, 15, device)(weight, spread, scales, zeros)
+        same = all(torch.equal(a, b) for a, b in zip(plain, graphed, strict=True))
+    except RuntimeError as error:
+        print(f"graph capture failed: {error}")
+        same = False
+    print(f"CUDA graph equals the loop: {same}", flush=True)
+    if not same:
+        gptq._graphed_block = lambda *shape: partial(gptq._round_block, highest_code=shape[2])
+
+
+def machine(device: torch.device, commit: str) -> dict[str, str]:
+    """Where and when a figure was taken."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "machine": name or platform.machine(),
+        "torch": torch.__version__,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit,
+    }
+
+
+def join_pieces(folder: Path, name: str) -> Path:
+    """The file ``name`` of ``folder``, joined from its numbered pieces if it lies in pieces."""
+    whole = folder / name
+    pieces = sorted(folder.glob(f"{name}.[0-9][0-9]"))
+    if not whole.exists() and pieces:
+        whole.write_bytes(b"".join(piece.read_bytes() for piece in pieces))
+    return whole
+
+
+def load_smollm2(folder: Path, device: torch.device) -> nn.Module:
+    """The float reference: SmolLM2's GGUF, dequantised to float32."""
+    checkpoint = GgufCheckpoint(join_pieces(folder, "smollm2.gguf"))
+    settings = checkpoint.config()
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    missing = model.load_state_dict(dict(checkpoint.items()), strict=False).missing_keys
+    model.tie_weights()
+    if [name for name in missing if name != "lm_head.weight"]:
+        raise SystemExit(f"missing weights: {missing}")
+    return model.to(device).eval()
+
+
+def token_ids(folder: Path, name: str) -> Tensor:
+    """A text's token ids."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    return torch.tensor(tokenizer((folder / name).read_text(encoding="utf-8"))["input_ids"])
+
+
+def quantised_copy(
+    model: nn.Module, calibration: Sequence[Tensor], run: Run, device: torch.device
+) -> tuple[nn.Module, float]:
+    """A quantised copy of ``model`` and the seconds it took."""
+    copied = copy.deepcopy(model)
+    start = time.perf_counter()
+    tower = find_towers(copied)[0]
+    recipe = run.recipe
+    batches = [{"input_ids": ids.to(device)} for ids in calibration]
+    samples = record_samples(copied, tower, batches, device) if recipe.needs_calibration else []
+    sink = KeepInMemory()
+    quantize_tower(tower, samples, recipe, device=device, source=InMemory(device), sink=sink)
+    if recipe.activations is not Activations.FLOAT:
+        static = recipe.activations is Activations.STATIC
+        for name, weight in sink.layers.items():
+            quantize_inputs_of(copied.get_submodule(name), weight.input_abs_max if static else None)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return copied, time.perf_counter() - start
+
+
+def run_smollm2(arguments: argparse.Namespace) -> None:
+    """Measure the whole ladder on SmolLM2."""
+    device = torch.device(arguments.device)
+    model = load_smollm2(arguments.data, device)
+    test = windows_of(token_ids(arguments.data, "test.txt"), WINDOW, arguments.windows)
+    valid = token_ids(arguments.data, "valid.txt")
+    windows = [w.to(device) for w in test]
+    cached = [model(window).logits[0].half() for window in windows]
+    by_window = {id(window): logits for window, logits in zip(windows, cached, strict=True)}
+    reference = measure_fidelity(lambda w: model(w).logits[0], None, windows)
+    report: dict[str, Any] = machine(device, arguments.commit) | {
+        "model": "SmolLM2-135M-Instruct", "float_ppl": reference.perplexity, "runs": [],
+    }  # fmt: skip
+    print(f"float {reference.perplexity:.4f}", flush=True)
+    rtn: dict[WeightFormat, float] = {}
+    for run in ladder_runs(arguments.only):
+        count = arguments.calibration_windows or run.windows
+        windows_for = windows_of(valid, run.window_length, count * WINDOW // run.window_length)
+        size = max(1, arguments.batch_tokens // run.window_length)
+        calibration = [
+            torch.cat(windows_for[i : i + size]) for i in range(0, len(windows_for), size)
+        ]
+        quantised, seconds = quantised_copy(model, calibration, run, device)
+        got = measure_fidelity(
+            lambda w, q=quantised: q(w).logits[0], lambda w: by_window[id(w)], windows
+        )
+        if run.recipe.method == "rtn":
+            rtn[run.recipe.form] = got.perplexity
+        base = rtn.get(run.recipe.form)
+        share = gap_share(got.perplexity, reference.perplexity, base) if base else None
+        form = run.recipe.form
+        report["runs"].append(
+            {
+                "name": run.name, "method": run.recipe.method, "implementation": "ours",
+                **asdict(form), "ppl": got.perplexity, "gap_share_of_rtn": share, "kl": got.kl,
+                "agreement": got.agreement, "seconds": seconds,
+                "calibration_tokens": sum(c.numel() for c in calibration),
+            }
+        )  # fmt: skip
+        print(
+            f"{run.name:42s} b{form.bits} g{form.group_size:<4d} ppl {got.perplexity:8.4f} "
+            f"share {share if share is None else round(share, 3)} kl {got.kl:.4f} {seconds:.1f}s",
+            flush=True,
+        )
+        arguments.out.write_text(json.dumps(report, indent=1))
+
+
+LLAMA3_8B = {
+    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+    "rope_theta": 500000.0, "max_position_embeddings": 8192, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+class RandomBlocks:
+    """Blocks of random weights made on the device as they are needed, and dropped after."""
+
+    def load(self, path: str, block: nn.Module, device: torch.device) -> None:
+        """Fill the block: normal weights, deviation 0.02; norms 1."""
+        torch.manual_seed(zlib.crc32(path.encode()))
+        block.to_empty(device=device)
+        for name, parameter in block.named_parameters():
+            if "norm" in name:
+                nn.init.ones_(parameter)
+            else:
+                nn.init.normal_(parameter, std=0.02)
+
+    def release(self, path: str, block: nn.Module) -> None:
+        """Free the block."""
+        block.to_empty(device="meta")
+
+
+class CountBytes:
+    """A sink that counts what a checkpoint would hold, and keeps nothing."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def restore(self, path: str, block: nn.Module) -> bool:
+        """Nothing was kept before."""
+        return False
+
+    def store(self, path: str, block: nn.Module, result: Any) -> None:
+        """Count codes, fp16 scales and packed zeros."""
+        for weight in result.values():
+            groups = weight.grid.scales.numel()
+            self.bytes += (weight.codes.numel() + groups) * weight.form.bits // 8 + 2 * groups
+
+
+def run_llama3_8b(arguments: argparse.Namespace) -> None:
+    """Time every method on the true shape of Llama-3-8B, random weights."""
+    device = torch.device(arguments.device)
+    shape = LLAMA3_8B | ({"num_hidden_layers": arguments.layers} if arguments.layers else {})
+    if arguments.toy:
+        shape |= {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 1000,
+                  "num_attention_heads": 8, "num_key_value_heads": 2}  # fmt: skip
+    config = AutoConfig.for_model("llama", **shape)
+    report = machine(device, arguments.commit) | {
+        "model": "Llama-3-8B shape, random weights", "layers": shape["num_hidden_layers"],
+        "calibration_tokens": arguments.samples * 512, "runs": [],
+    }  # fmt: skip
+    for method in arguments.only or ["rtn", "awq", "gptq", "awq+gptq", "smoothquant"]:
+        report["runs"].append(_time_method(config, method, arguments.samples, device))
+        print(report["runs"][-1], flush=True)
+        arguments.out.write_text(json.dumps(report, indent=1))
+
+
+def _time_method(config: Any, method: str, samples: int, device: torch.device) -> dict[str, Any]:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float16).eval()
+    tower = find_towers(model)[0]
+    recipe = recipe_for(method, WeightFormat(4, 128))
+    recorded = _record_random(config, model, tower, samples, device) if (
+        recipe.needs_calibration) else []  # fmt: skip
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    sink = CountBytes()
+    start = time.perf_counter()
+    progress = []
+    quantize_tower(
+        tower, recorded, recipe, device=device, source=RandomBlocks(), sink=sink,
+        on_progress=progress.append,
+    )  # fmt: skip
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return {
+        "method": method, "seconds": time.perf_counter() - start,
+        "peak_bytes": progress[-1].peak_bytes, "bytes": sink.bytes,
+        **asdict(recipe.form),
+    }  # fmt: skip
+
+
+def _record_random(
+    config: Any, model: nn.Module, tower: Tower, samples: int, device: torch.device
+) -> Any:
+    """Hidden states as random embeddings would give them; rotary tables are the model's own."""
+    model.model.embed_tokens.to_empty(device=device)
+    nn.init.normal_(model.model.embed_tokens.weight)
+    model.model.norm.to_empty(device=device)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to(device)
+    torch.manual_seed(0)
+    batches = [
+        {"input_ids": torch.randint(0, config.vocab_size, (4, 512), device=device)}
+        for _ in range(max(1, samples // 4))
+    ]
+    recorded = record_samples(model, tower, batches, device)
+    model.model.embed_tokens.to_empty(device="meta")
+    return recorded
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["smollm2", "llama3-8b"])
+    parser.add_argument("--data", type=Path, default=Path(".carry/smollm2"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--commit", default="unknown")
+    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--windows", type=int, default=TEST_WINDOWS)
+    parser.add_argument("--calibration-windows", type=int, default=0)
+    parser.add_argument("--batch-tokens", type=int, default=32768)
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=0)
+    parser.add_argument("--toy", action="store_true")
+    arguments = parser.parse_args()
+    with torch.no_grad():
+        if arguments.device == "cuda":
+            check_graphs(torch.device("cuda"))
+        {"smollm2": run_smollm2, "llama3-8b": run_llama3_8b}[arguments.what](arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The runs of SmolLM2's ladder, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edge_perception.quantization.grid import PER_CHANNEL, WeightFormat
+from edge_perception.quantization.recipe import (
+    Activations,
+    Clipping,
+    Recipe,
+    recipe_for,
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe and the calibration it gets (in windows of 2048 tokens)."""
+
+    name: str
+    recipe: Recipe
+    windows: int = 64
+    window_length: int = 2048
+
+
+def ladder_runs(only: Sequence[str] | None = None) -> list[Run]:
+    """All runs, or those whose name is in ``only``."""
+    runs = _all_runs()
+    return runs if not only else [run for run in runs if run.name in only]
+
+
+def _all_runs() -> list[Run]:
+    runs: list[Run] = []
+    sm, im, no = Clipping.SECOND_MOMENT, Clipping.IMATRIX, Clipping.NONE
+    for bits in (4, 3):
+        g64 = WeightFormat(bits, 64)
+        b = f"b{bits}"
+        runs += [
+            Run(f"{b}-rtn", recipe_for("rtn", g64)),
+            Run(f"{b}-awq", recipe_for("awq", g64)),
+            Run(f"{b}-awq-plain", recipe_for("awq-plain", g64)),
+            Run(f"{b}-awq-noclip", recipe_for("awq", g64, clipping=no)),
+            Run(f"{b}-clip", recipe_for("rtn", g64, clipping=sm)),
+            Run(f"{b}-gptq", recipe_for("gptq", g64)),
+            Run(f"{b}-gptq-natural", recipe_for("gptq", g64, activation_order=False)),
+            Run(f"{b}-gptq-imatrix", recipe_for("gptq", g64, clipping=im)),
+            Run(f"{b}-gptq-sm", recipe_for("gptq", g64, clipping=sm)),
+            Run(f"{b}-awq+gptq", recipe_for("awq+gptq", g64)),
+            Run(f"{b}-awq+gptq-sm", recipe_for("awq+gptq", g64, clipping=sm)),
+            Run(f"{b}-awq+gptq-noclip", recipe_for("awq+gptq", g64, clipping=no)),
+            Run(f"{b}-awq+gptq-d003", recipe_for("awq+gptq", g64, damping=0.003)),
+            Run(f"{b}-awq+gptq-d05", recipe_for("awq+gptq", g64, damping=0.05)),
+            *(
+                Run(f"{b}-{m}-target{t}", recipe_for(m, g64, float_target=t, clipping=c))
+                for m, c, t in (
+                    ("gptq", im, 0.5),
+                    ("gptq", im, 1.0),
+                    ("awq+gptq", im, 0.25),
+                    ("awq+gptq", im, 0.5),
+                    ("awq+gptq", im, 1.0),
+                    ("awq", sm, 0.5),
+                )
+            ),
+            Run(
+                f"{b}-awq+gptq-sm-target0.5",
+                recipe_for("awq+gptq", g64, clipping=sm, float_target=0.5),
+            ),
+            Run(f"{b}-awq+gptq-128", recipe_for("awq+gptq", g64), windows=128),
+            Run(f"{b}-awq+gptq-16", recipe_for("awq+gptq", g64), windows=16),
+            Run(f"{b}-awq+gptq-512", recipe_for("awq+gptq", g64), window_length=512),
+        ]
+    for form in (WeightFormat(4, 32), WeightFormat(4, 64, True), WeightFormat(4, PER_CHANNEL)):
+        tag = f"b4-g{form.group_size}{'-sym' if form.symmetric else ''}"
+        runs += [Run(f"{tag}-{m}", recipe_for(m, form)) for m in ("rtn", "awq", "awq+gptq")]
+    runs.append(Run("w8a8", recipe_for("w8a8")))
+    runs.append(Run("w8a8-static", recipe_for("w8a8", activations=Activations.STATIC)))
+    for alpha in (0.3, 0.5, 0.7, 0.85):
+        runs.append(Run(f"smoothquant-{alpha}", recipe_for("smoothquant", alpha=alpha)))
+    runs.append(
+        Run("smoothquant-static", recipe_for("smoothquant", activations=Activations.STATIC))
+    )
+    return runs

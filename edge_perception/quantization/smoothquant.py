@@ -1,0 +1,47 @@
+"""SmoothQuant (Xiao et al., ICML 2023): outliers moved from activations into weights, then W8A8.
+
+s_j = max|X_j|^alpha / max|W_j|^(1 - alpha) divides input channel j (folded into the layer before)
+and multiplies its weights. Weights then take 8 bits, symmetric, per output channel; activations 8
+bits, symmetric, with a scale a token ("dynamic") or one calibrated scale a layer ("static").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+_LEAST = 1e-5
+_HIGHEST = 127
+
+
+def smoothing_scales(
+    weights: Sequence[Tensor],
+    input_abs_max: Tensor,
+    alpha: float,
+    tie: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """The scales [K] of layers that share an input with channel maxima ``input_abs_max`` [K]."""
+    weight_abs_max = torch.stack([weight.abs().amax(dim=0) for weight in weights]).amax(dim=0)
+    if tie is not None:
+        input_abs_max, weight_abs_max = tie(input_abs_max), tie(weight_abs_max)
+    inputs = input_abs_max.clamp(min=_LEAST).pow(alpha)
+    return (inputs / weight_abs_max.clamp(min=_LEAST).pow(1 - alpha)).clamp(min=_LEAST)
+
+
+def fake_quantize_activations(inputs: Tensor, abs_max: float | None = None) -> Tensor:
+    """Round to 8 bits and back: a scale a token, or the static range ``abs_max``."""
+    if abs_max is None:
+        reach = inputs.abs().amax(dim=-1, keepdim=True).clamp(min=_LEAST)
+    else:
+        reach = torch.full((), max(abs_max, _LEAST), dtype=inputs.dtype, device=inputs.device)
+    scale = reach / _HIGHEST
+    return torch.round(inputs / scale).clamp_(-_HIGHEST - 1, _HIGHEST) * scale
+
+
+def quantize_inputs_of(layer: nn.Module, abs_max: float | None) -> None:
+    """From now on ``layer`` sees its input rounded to 8 bits (as a W8A8 engine computes)."""
+    layer.register_forward_pre_hook(
+        lambda _module, args: (fake_quantize_activations(args[0], abs_max), *args[1:])
+    )
