@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the recipe is not installe
 from training.detector.dataset import FrameStore, load_frames
 from training.detector.model import ModelConfig
 
+torch.set_num_threads(1)  # such small tensors gain nothing from a second, busy core
+
 WIDTH, HEIGHT = 160, 128
 CLASSES = ("disc", "block")
 _COLOURS = ((40, 60, 230), (220, 180, 30))

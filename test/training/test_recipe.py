@@ -160,15 +160,16 @@ def test_the_average_follows_weights_and_statistics(toy_config):
 
 
 def test_a_short_run_lowers_the_loss_and_writes_its_files(tmp_path, toy_config, toy_store):
-    recipe = Recipe(steps=30, batch=8, rate=4e-3, compile=False, log_every_s=0.0)
+    recipe = Recipe(steps=40, batch=8, rate=4e-3, compile=False, log_every_s=0.0)
     train(toy_config, replace(recipe, evaluate_every_s=1e9), toy_store, None, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    totals = [line["total"] for line in lines if line["event"] == "progress"]
-    assert sum(totals[-5:]) < 0.7 * sum(totals[:5])
+    losses = [line["box"] + line["objectness"] for line in lines if line["event"] == "progress"]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     assert load_checkpoint(tmp_path / "ema.safetensors").config == toy_config
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_toy_run_learns_its_frames(tmp_path, toy_config, toy_folder, toy_store):
     recipe = Recipe(steps=250, batch=8, rate=4e-3, mosaic=0.25, compile=False)
     train(toy_config, recipe, toy_store, toy_folder, tmp_path)
