@@ -16,16 +16,15 @@ DOMAINS = range(1, 102)
 def pytest_configure() -> None:
     """Keep the tests' DDS traffic on this machine and apart from that of other test runs."""
     os.environ.setdefault("ROS_DOMAIN_ID", str(DOMAINS[os.getpid() % len(DOMAINS)]))
-    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")  # Jazzy and later
-    os.environ.setdefault("ROS_LOCALHOST_ONLY", "1" if _is_humble() else "0")
+    humble = os.environ.get("ROS_DISTRO") == "humble"
+    name, value = (
+        ("ROS_LOCALHOST_ONLY", "1") if humble else ("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    )
+    os.environ.setdefault(name, value)
     # scripts/env.sh does this too; a bare pytest from .venv/bin should find ROS 2 all the same.
     os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)
     profile = str(ROOT / "config" / "fastdds.xml")
     os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", profile)
-
-
-def _is_humble() -> bool:
-    return os.environ.get("ROS_DISTRO") == "humble"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
