@@ -24,15 +24,16 @@ WAIT_S=${WAIT_S:-540}
 NAME=demo_yolox_nano
 export MUJOCO_GL=${MUJOCO_GL:-egl} PYTHONUNBUFFERED=1
 
-render() { # FOLDER SPLIT FRAMES SEED; goes on where it was interrupted
-  "$PYTHON" -m edge_perception.cli world dataset \
-    --split "$2" --frames "$3" --seed "$4" --workers "$WORKERS" --out "$WORK/$1"
+render() { # FOLDER SPLIT FRAMES SEED VIEWS_PER_SCENE; goes on where it was interrupted
+  "$PYTHON" -m edge_perception.cli world dataset --split "$2" --frames "$3" --seed "$4" \
+    --views-per-scene "$5" --workers "$WORKERS" --out "$WORK/$1"
 }
 
 render_all() {
-  render exam held-out "$EXAM_FRAMES" "$EXAM_SEED" &&
-    render val held-out "$VAL_FRAMES" "$VAL_SEED" &&
-    render train train "$FRAMES" "$TRAIN_SEED"
+  # Validation sees new scenes of the training split: the held-out split is for the exam alone.
+  render exam held-out "$EXAM_FRAMES" "$EXAM_SEED" 4 &&
+    render val train "$VAL_FRAMES" "$VAL_SEED" 4 &&
+    render train train "$FRAMES" "$TRAIN_SEED" 6
 }
 
 learn() {
