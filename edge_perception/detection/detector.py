@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from edge_perception.backends.base import Backend
 from edge_perception.backends.store import load_manifest
+from edge_perception.core.boxes import box_areas
 from edge_perception.core.detections import Detections
 from edge_perception.core.image import ImageFormat, UInt8Array
 from edge_perception.core.latency import SpanRecorder
@@ -94,7 +95,7 @@ class Detector:
             found = found.select(np.isin(found.class_ids, list(settings.class_ids)))
         # In source pixels from here on: what lies outside the image suppresses nothing inside.
         found = replace(found, boxes_xyxy=letterbox.to_source(found.boxes_xyxy))
-        found = found.select((found.boxes_xyxy[:, 2:] > found.boxes_xyxy[:, :2]).all(axis=1))
+        found = found.select(box_areas(found.boxes_xyxy) > 0)
         found = found.select(np.argsort(-found.scores, kind="stable")[:_MAX_CANDIDATES])
         if self.manifest.head not in SUPPRESSED_HEADS:
             found = found.select(suppress(found, settings.nms_iou))

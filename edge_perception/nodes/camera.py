@@ -17,7 +17,7 @@ from std_msgs.msg import Header
 
 from edge_perception.core.frame import FrameInfo
 from edge_perception.core.gaps import GapEstimator
-from edge_perception.core.image import ImageFormat, UInt8Array
+from edge_perception.core.image import ImageFormat, UInt8Array, check_size
 from edge_perception.errors import EdgePerceptionError, ImageError
 from edge_perception.gpu.decode_image import decode_image
 from edge_perception.gpu.ring import FrameRing, RingSpec
@@ -29,6 +29,8 @@ from edge_perception.nodes.runner import run
 
 FRAME_HANDLE_ENCODING = "edge_perception/frame"
 _FUTURE_NS = 1_000_000_000
+_SECOND_NS = 1_000_000_000
+_MAX_FRAME_ID_CHARACTERS = 1024
 
 PARAMETERS = (
     Declaration(
@@ -102,7 +104,7 @@ class CameraNode(ManagedNode):
         spec = RingSpec(name=self.get_name(), slots=values["slots"])
         transport = None
         if values["share_frames"]:
-            choice = choose_transport(across_processes=True)
+            choice = choose_transport(across_processes=True, gpu_readers=False)
             self.get_logger().info(f"frames are shared by {choice.transport.name}: {choice.why}")
             transport = choice.transport
             self._handles = self.create_lifecycle_publisher(Image, "~/frames", 1)
@@ -211,13 +213,14 @@ class CameraNode(ManagedNode):
     ) -> None:
         """Turn one message into a frame in the ring, or count why not."""
         receive_ns, receive_stamp_ns = time.monotonic_ns(), self.get_clock().now().nanoseconds
-        self._counts["received"] += 1
-        stamp_ns = to_nanoseconds(header.stamp)
-        self._judge_stamp(stamp_ns, receive_stamp_ns)
         ring = self.ring
         if ring is None:
             return
+        self._counts["received"] += 1
         try:
+            _check_header(header)
+            stamp_ns = to_nanoseconds(header.stamp)
+            self._judge_stamp(stamp_ns, receive_stamp_ns)
             pixels, image_format = to_pixels()
             info = FrameInfo(
                 sequence=self._sequence + 1,
@@ -255,7 +258,7 @@ class CameraNode(ManagedNode):
     def _judge_stamp(self, stamp_ns: int, now_ns: int) -> None:
         """Count stamps that no working camera sends; their images are used all the same."""
         self._counts["stamps_zero"] += stamp_ns == 0
-        self._counts["stamps_backward"] += 0 < stamp_ns < self._last_stamp_ns
+        self._counts["stamps_backward"] += stamp_ns != 0 and stamp_ns < self._last_stamp_ns
         self._counts["stamps_future"] += stamp_ns > now_ns + _FUTURE_NS
         self._gaps.add(stamp_ns)
         self._last_stamp_ns = stamp_ns
@@ -264,6 +267,18 @@ class CameraNode(ManagedNode):
         self._counts["rejected"] += 1
         self._last_rejection = str(error)
         self.get_logger().warning(f"image dropped: {error}", throttle_duration_sec=5.0)
+
+
+def _check_header(header: Header) -> None:
+    """Refuse what could not be told unchanged in the header of the detections."""
+    if header.stamp.nanosec >= _SECOND_NS:
+        raise ImageError("stamp is no time", expected="nanosec below 1e9", got=header.stamp)
+    if len(header.frame_id) > _MAX_FRAME_ID_CHARACTERS:
+        raise ImageError(
+            "frame_id is too long",
+            expected=f"at most {_MAX_FRAME_ID_CHARACTERS} characters",
+            got=len(header.frame_id),
+        )
 
 
 def _view_raw(message: Image, max_bytes: int) -> tuple[UInt8Array, ImageFormat]:
@@ -278,7 +293,9 @@ def _view_raw(message: Image, max_bytes: int) -> tuple[UInt8Array, ImageFormat]:
             got=image_format.size_bytes,
             mend="Raise the parameter max_image_bytes if such images are meant.",
         )
-    return np.frombuffer(message.data, np.uint8), image_format
+    pixels = np.frombuffer(message.data, np.uint8)
+    check_size(pixels.size, image_format)
+    return pixels, image_format
 
 
 def main() -> int:

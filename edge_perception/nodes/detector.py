@@ -95,7 +95,7 @@ class DetectorNode(ManagedNode):
         self._trackers: dict[str, Tracker] = {}
         self._counts: Counter[str] = Counter()
         self._last_error = ""
-        self._work: Any = None
+        self._work = self.create_guard_condition(self._process_next)
 
     def configure(self) -> None:
         """Load the model, warm it up, and make the publishers."""
@@ -120,7 +120,6 @@ class DetectorNode(ManagedNode):
     def activate(self) -> None:
         """Publish the class table and begin to take frames."""
         self._publish_label_info()
-        self._work = self.create_guard_condition(self._process_next)
         for stream in self._streams:
             stream.start(self, self._work.trigger)
 
@@ -128,9 +127,6 @@ class DetectorNode(ManagedNode):
         """Take no more frames."""
         for stream in self._streams:
             stream.stop()
-        if self._work is not None:
-            self.destroy_guard_condition(self._work)
-            self._work = None
 
     def cleanup(self) -> None:
         """Release the model."""
@@ -176,6 +172,8 @@ class DetectorNode(ManagedNode):
 
     def _process_next(self) -> None:
         """Process the newest frame of the next camera that has one."""
+        if not self._active:  # a camera's wake-up that came too late
+            return
         for offset in range(len(self._streams)):
             index = (self._next_stream + offset) % len(self._streams)
             lease = self._streams[index].acquire_newest()
@@ -183,7 +181,7 @@ class DetectorNode(ManagedNode):
                 self._next_stream = index + 1
                 with lease:
                     self._process(lease, self._streams[index].name)
-                if len(self._streams) > 1 and self._work is not None:
+                if len(self._streams) > 1:
                     self._work.trigger()  # another camera's frame may have waited
                 return
 

@@ -121,7 +121,10 @@ class RemoteFrameStream:
             return self._seen.see(self._reader.acquire_newest(self._seen.last))
         except FrameWriterGone:
             self._detach()  # its successor's next handle attaches again
-            return None
+        except FrameError as error:
+            self._refuse(error)
+            self._detach()
+        return None
 
     def stop(self) -> None:
         """Unsubscribe and hang up."""
@@ -141,10 +144,13 @@ class RemoteFrameStream:
                 )
             self._attach(bytes(message.data))
         except FrameError as error:
-            self.refused += 1
-            self.last_refusal = str(error)
+            self._refuse(error)
             return
         self._wake()
+
+    def _refuse(self, error: FrameError) -> None:
+        self.refused += 1
+        self.last_refusal = str(error)
 
     def _attach(self, descriptor: bytes) -> None:
         if self._reader is not None and self._reader.matches(descriptor):

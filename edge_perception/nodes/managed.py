@@ -28,8 +28,9 @@ class ManagedNode(LifecycleNode, abc.ABC):
     """A managed node that reports on ``/diagnostics`` and survives its own errors.
 
     Subclasses implement ``configure``, ``activate``, ``deactivate``, ``cleanup`` and ``counters``;
-    errors raised on purpose inside the first two become a failed transition with the reason in
-    the log and in diagnostics, never a dead process.
+    errors raised inside the first two become a failed transition with the reason in the log and
+    in diagnostics, never a dead process. After an error both ``deactivate`` and ``cleanup`` must
+    cope with work that was done by half.
     """
 
     def __init__(self, name: str, table: Sequence[Declaration], **node_options: object) -> None:
@@ -76,8 +77,8 @@ class ManagedNode(LifecycleNode, abc.ABC):
         """Run ``configure``."""
         try:
             self.configure()
-        except EdgePerceptionError as error:
-            self._tell_failure(f"cannot configure: {error}")
+        except Exception as error:  # rclpy would swallow what is not expected without a word
+            self._tell_failure(f"cannot configure: {_in_words(error)}")
             self.cleanup()
             return TransitionCallbackReturn.FAILURE
         self._failure = None
@@ -89,8 +90,10 @@ class ManagedNode(LifecycleNode, abc.ABC):
         result = super().on_activate(state)
         try:
             self.activate()
-        except EdgePerceptionError as error:
-            self._tell_failure(f"cannot activate: {error}")
+        except Exception as error:
+            self._tell_failure(f"cannot activate: {_in_words(error)}")
+            self.deactivate()
+            super().on_deactivate(state)
             return TransitionCallbackReturn.FAILURE
         self._active = True
         return result
@@ -170,3 +173,8 @@ class ManagedNode(LifecycleNode, abc.ABC):
     def parameter_values(self) -> dict[str, Any]:
         """Return every parameter of this node's table."""
         return {name: self.get_parameter(name).value for name in self._table}
+
+
+def _in_words(error: Exception) -> str:
+    """Errors raised on purpose speak for themselves; of others the kind says most."""
+    return str(error) if isinstance(error, EdgePerceptionError) else f"{error!r}"

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 
 import rclpy
@@ -71,7 +72,9 @@ def spin(nodes: Sequence[ManagedNode], stop: threading.Event) -> None:
         executor.add_node(node)
         executors.append(executor)
         threads.append(
-            threading.Thread(target=_spin_until_shutdown, args=(executor,), name=node.get_name())
+            threading.Thread(
+                target=_spin_until_shutdown, args=(node, executor), name=node.get_name()
+            )
         )
     for thread in threads:
         thread.start()
@@ -84,9 +87,16 @@ def spin(nodes: Sequence[ManagedNode], stop: threading.Event) -> None:
         executor.shutdown()
 
 
-def _spin_until_shutdown(executor: SingleThreadedExecutor) -> None:
+def _spin_until_shutdown(node: ManagedNode, executor: SingleThreadedExecutor) -> None:
+    """Serve a node; an error that nobody foresaw fails the node, never its thread."""
     with contextlib.suppress(ExternalShutdownException):
-        executor.spin()
+        while rclpy.ok():
+            try:
+                executor.spin()
+            except Exception as error:
+                if rclpy.ok():  # while shutting down, handles vanish under the executor
+                    traceback.print_exc()
+                    node.fail(f"unexpected error: {error!r}")
 
 
 def autostart(node: ManagedNode) -> bool:
