@@ -134,7 +134,11 @@ def run_smollm2(arguments: argparse.Namespace) -> None:
     }  # fmt: skip
     print(f"float {reference.perplexity:.4f}", flush=True)
     rtn: dict[WeightFormat, float] = {}
+    begun = time.perf_counter()
     for run in ladder_runs(arguments.only):
+        if time.perf_counter() - begun > arguments.seconds:
+            print(f"no time left for {run.name}", flush=True)
+            continue
         count = arguments.calibration_windows or run.windows
         windows_for = windows_of(valid, run.window_length, count * WINDOW // run.window_length)
         size = max(1, arguments.batch_tokens // run.window_length)
@@ -284,6 +288,7 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=32768)
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--layers", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=1e9, help="start no run after this")
     parser.add_argument("--toy", action="store_true")
     arguments = parser.parse_args()
     with torch.no_grad():

@@ -25,9 +25,9 @@ class Run:
 
 
 def ladder_runs(only: Sequence[str] | None = None) -> list[Run]:
-    """All runs, or those whose name is in ``only``."""
-    runs = _all_runs()
-    return runs if not only else [run for run in runs if run.name in only]
+    """All runs, or those named in ``only``, in that order."""
+    runs = {run.name: run for run in _all_runs()}
+    return [runs[name] for name in only] if only else list(runs.values())
 
 
 def _all_runs() -> list[Run]:

@@ -4,8 +4,8 @@ Columns are rounded one by one; the rounding error of a column, weighed by the i
 H = E[x x^T], is subtracted from the columns not yet rounded, which make up for it. Activation
 order takes the columns by falling H_kk, so that the important ones are rounded first; groups stay
 where they lie ("static groups": grids are fitted before), so that no index has to be stored.
-Damping adds a share of the mean diagonal to H. The inner loop works on blocks of 128 columns and updates the rest once a
-block, as the original does.
+Damping adds a share of the mean diagonal to H. The inner loop works on blocks of 128 columns and
+updates the rest once a block, as the original does.
 """
 
 from __future__ import annotations

@@ -307,13 +307,13 @@ def read_gptq(
         if bits == 8 and bool((zeros == 255).any()):
             raise CheckpointError("zero points out of range", expected="stored values below 255")
         zeros = zeros + 1
-    order = None if g_idx is None else _group_order(g_idx, columns, groups)
+    order = None if g_idx is None else group_order(g_idx, columns, groups)
     if order is not None:
         codes = codes[:, order].contiguous()
     return Codes(codes, scales.T.contiguous(), zeros, order)
 
 
-def _group_order(g_idx: Tensor, columns: int, groups: int) -> Tensor | None:
+def group_order(g_idx: Tensor, columns: int, groups: int) -> Tensor | None:
     """Input channels sorted by group, or None where they lie sorted already."""
     if g_idx.dtype not in (torch.int32, torch.int64) or tuple(g_idx.shape) != (columns,):
         raise CheckpointError(
