@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from edge_perception.core.detections import Float32Array
 from edge_perception.core.image import ImageFormat
+from edge_perception.errors import BagError
 from edge_perception.replay.typestore import load_typestore
 
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
@@ -75,16 +76,18 @@ def restamp(cdr: Buffer, msgtype: str, shift: Callable[[int], int]) -> bytes:
 
     A ``Detection2DArray`` has a header in each of its detections too; those are mapped likewise,
     a stamp of zero (not set) excepted.
+
+    Raises:
+        BagError: a ``Detection2DArray`` that cannot be deserialised.
     """
     if msgtype != DETECTIONS:
         return with_stamp(cdr, shift(read_stamp_ns(cdr)))
-    store = load_typestore()
-    message: Any = store.deserialize_cdr(cdr, DETECTIONS)
+    message = deserialize(cdr, DETECTIONS)
     message.header.stamp = _time(shift(_to_ns(message.header.stamp)))
     for detection in message.detections:
         if recorded_ns := _to_ns(detection.header.stamp):
             detection.header.stamp = _time(shift(recorded_ns))
-    return bytes(store.serialize_cdr(message, DETECTIONS))
+    return bytes(load_typestore().serialize_cdr(message, DETECTIONS))
 
 
 def serialize_compressed_image(
@@ -175,8 +178,11 @@ def deserialize_detections(cdr: Buffer) -> LabelledBoxes:
     """Read a serialised ``Detection2DArray``; of several hypotheses the first is taken.
 
     A detection without any hypothesis names nothing and is left out.
+
+    Raises:
+        BagError: the bytes are no such message.
     """
-    message: Any = load_typestore().deserialize_cdr(cdr, DETECTIONS)
+    message = deserialize(cdr, DETECTIONS)
     named = [detection for detection in message.detections if detection.results]
     boxes = np.array([_corners(detection.bbox) for detection in named], np.float32)
     best = [detection.results[0].hypothesis for detection in named]
@@ -188,9 +194,18 @@ def deserialize_detections(cdr: Buffer) -> LabelledBoxes:
     )
 
 
-def read_image_data(cdr: Buffer, msgtype: str) -> Any:
-    """Deserialise an ``Image`` or ``CompressedImage`` into its rosbags message object."""
-    return load_typestore().deserialize_cdr(cdr, msgtype)
+def deserialize(cdr: Buffer, msgtype: str) -> Any:
+    """Turn a serialised message into a message object of rosbags.
+
+    Raises:
+        BagError: the bytes are no such message.
+    """
+    try:
+        return load_typestore().deserialize_cdr(cdr, msgtype)
+    except Exception as error:  # the parser trusts its bytes: bad ones raise anything
+        raise BagError(
+            f"message cannot be deserialised: {type(error).__name__}: {error}", expected=msgtype
+        ) from error
 
 
 def _corners(bbox: Any) -> tuple[float, float, float, float]:

@@ -38,18 +38,22 @@ _PALETTE = (
 
 def decode_picture(message: TimedMessage) -> UInt8Array | None:
     """Return a serialised image as BGR ``(height, width, 3)``; None if it cannot be shown."""
-    image = messages.read_image_data(message.cdr, message.msgtype)
-    if message.msgtype == messages.COMPRESSED_IMAGE:
-        decoded = cv2.imdecode(np.asarray(image.data, np.uint8), cv2.IMREAD_COLOR)
-        return None if decoded is None else np.asarray(decoded, np.uint8)
     try:
+        image = messages.deserialize(message.cdr, message.msgtype)
+        data = np.asarray(image.data, np.uint8)
+        if message.msgtype == messages.COMPRESSED_IMAGE:
+            decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+            return None if decoded is None else np.asarray(decoded, np.uint8)
         layout = ImageFormat(image.encoding, image.height, image.width, image.step)
-        pixels = view_image(np.asarray(image.data, np.uint8), layout)
-    except EdgePerceptionError:
+        return _to_bgr(view_image(data, layout), image.encoding)
+    except (EdgePerceptionError, cv2.error):
         return None
-    if image.encoding == "bgr8":
+
+
+def _to_bgr(pixels: UInt8Array, encoding: str) -> UInt8Array | None:
+    if encoding == "bgr8":
         return np.ascontiguousarray(pixels)
-    conversion = {"rgb8": cv2.COLOR_RGB2BGR, "mono8": cv2.COLOR_GRAY2BGR}.get(image.encoding)
+    conversion = {"rgb8": cv2.COLOR_RGB2BGR, "mono8": cv2.COLOR_GRAY2BGR}.get(encoding)
     return None if conversion is None else np.asarray(cv2.cvtColor(pixels, conversion), np.uint8)
 
 

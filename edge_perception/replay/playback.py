@@ -83,7 +83,7 @@ class SentMessage:
 
 @dataclass(frozen=True)
 class PlayCounts:
-    """What was played so far; ``malformed`` messages were too short for a header."""
+    """What was played so far; ``malformed`` messages could not be given a stamp."""
 
     images: int = 0
     messages: int = 0
@@ -183,7 +183,11 @@ class Playback:
         return RecordedTimes(first.recorded_ns, self._options.rate)
 
     def _send(self, message: TimedMessage, due_ns: int) -> bool:
-        cdr = self._with_played_stamp(message)
+        try:
+            cdr = self._with_played_stamp(message)
+        except BagError:
+            self._malformed += 1
+            return True
         if self._source.live:
             due_ns = time.monotonic_ns()
         elif not self._wait_until(due_ns):

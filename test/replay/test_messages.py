@@ -104,6 +104,6 @@ def test_detections_whose_numbers_disagree_are_refused() -> None:
 def test_image_has_the_bytes_and_step_of_its_pixels() -> None:
     pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
     cdr = messages.serialize_image(1, "cam", pixels, "bgr8")
-    message = messages.read_image_data(cdr, messages.IMAGE)
+    message = messages.deserialize(cdr, messages.IMAGE)
     assert (message.height, message.width, message.step) == (2, 3, 9)
     np.testing.assert_array_equal(message.data, pixels.reshape(-1))

@@ -150,6 +150,15 @@ def test_message_too_short_for_a_header_is_counted_and_left_out() -> None:
     assert playback.counts().malformed == 1
 
 
+def test_ground_truth_that_cannot_be_read_is_counted_and_left_out(make_bag: Any) -> None:
+    damaged = TimedMessage(10**18, "/truth", messages.DETECTIONS, make_bag.truth(0)[:90])
+    published = Published()
+    playback = Playback(FakeSource(image(10**18, 10**18), damaged), PlayOptions(), published)
+    playback.run()
+    assert [topic for topic, _ in published] == ["/image"]
+    assert playback.counts().malformed == 1
+
+
 def test_source_with_nothing_chosen_ends_even_when_looped(make_bag: Any) -> None:
     assert play(BagSource(make_bag()), topics={"/elsewhere"}, loop=True) == []
 

@@ -183,7 +183,7 @@ def test_image_folder_plays_files_undecoded_in_natural_order(tmp_path: Path) -> 
     with open_source(str(tmp_path), fps=10) as source:
         played = list(source.messages())
         assert source.image_times_ns() == [m.recorded_ns for m in played]
-    images = [messages.read_image_data(m.cdr, m.msgtype) for m in played]
+    images = [messages.deserialize(m.cdr, m.msgtype) for m in played]
     assert [bytes(image.data) for image in images] == [b"frame1.png", b"frame9.JPG", b"frame10.jpg"]
     assert [image.format for image in images] == ["png", "jpeg", "jpeg"]
     assert np.diff([m.recorded_ns for m in played]).tolist() == [10**8, 10**8]
@@ -198,7 +198,7 @@ def test_video_plays_its_frames_at_its_own_rate(tmp_path: Path) -> None:
     with open_source(str(path)) as source:
         played = list(source.messages())
         assert source.image_times_ns() == [m.recorded_ns for m in played]
-    images = [messages.read_image_data(m.cdr, m.msgtype) for m in played]
+    images = [messages.deserialize(m.cdr, m.msgtype) for m in played]
     assert [round(float(image.data.mean()), -1) for image in images] == [0, 80, 160, 240]
     assert [(image.height, image.width, image.encoding) for image in images] == [
         (48, 64, "bgr8")
