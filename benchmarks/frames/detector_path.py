@@ -11,6 +11,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ import torch
 
 from benchmarks.frames.device_buffers import device_memory, pinned_copy, upload
 from benchmarks.frames.frame_source import FULL_HD, info, percentiles, random_frame
+from edge_perception.core.boxes import box_areas
+from edge_perception.core.letterbox import Letterbox
 from edge_perception.core.manifest import Preprocessing
 from edge_perception.detection.decoders import decode_yolox
 from edge_perception.detection.detector import suppress
@@ -82,13 +85,15 @@ class Path:
         with place() as pointer:
             next(marks).record(self.stream.handle)
             region = DeviceRegion(pointer, FULL_HD)
-            self._preprocess.launch([region], self.input.data_ptr(), self.stream.handle)
+            (letterbox,) = self._preprocess.launch(
+                [region], self.input.data_ptr(), self.stream.handle
+            )
         next(marks).record(self.stream.handle)
         with torch.cuda.stream(self._torch_stream):
             self._graph.replay()
         next(marks).record(self.stream.handle)
         handle = self.stream.handle
-        self._decoder.launch(self.output.data_ptr(), self.threshold, NMS_IOU, handle)
+        self._decoder.launch(self.output.data_ptr(), letterbox, self.threshold, NMS_IOU, handle)
         next(marks).record(self.stream.handle)
         self.stream.synchronize()
         self.found = self._decoder.collect()
@@ -106,8 +111,13 @@ class Path:
     def check_against_cpu(self) -> dict[str, Any]:
         """Compare the last detections with the CPU's decoding of the same output."""
         found = decode_yolox(self.output.cpu().numpy(), SPEC, np.float32(self.threshold))
+        source = (FULL_HD.height, FULL_HD.width)
+        letterbox = Letterbox.fit(source, (SPEC.height, SPEC.width), SPEC.pad_align)
+        found = replace(found, boxes_xyxy=letterbox.to_source(found.boxes_xyxy))
+        found = found.select(box_areas(found.boxes_xyxy) > 0)
         order = np.argsort(-found.scores, kind="stable")
-        kept = suppress(found, order, NMS_IOU)[:300]
+        found = found.select(order)
+        kept = suppress(found, NMS_IOU)[:300]
         same = np.array_equal(self.found.class_ids, found.class_ids[kept])
         apart = np.abs(self.found.boxes_xyxy - found.boxes_xyxy[kept]).max() if same else np.inf
         if not same or apart > 1e-2 or self.found.candidates != len(order):

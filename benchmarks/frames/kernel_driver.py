@@ -12,6 +12,7 @@ import numpy as np
 from cuda.bindings import driver
 
 from edge_perception.core.image import ENCODINGS, ImageFormat
+from edge_perception.core.letterbox import Letterbox
 from edge_perception.core.manifest import Preprocessing
 from edge_perception.gpu.cuda import Stream, checked, get_device
 from edge_perception.gpu.detections_cuda import CudaDecoder
@@ -60,7 +61,9 @@ def run_detections(stream: Stream, rng: np.random.Generator) -> int:
             output = upload(rng.random(sides, np.float32))
             layout = head_layout(head, anchors, CLASSES, LEVELS if head == "yolox" else ())
             decoder = CudaDecoder(layout)
-            decoder.launch(output, 0.01, 0.5, stream.handle)
+            decoder.launch(
+                output, Letterbox.fit((50, 80), (64, 96), "center"), 0.01, 0.5, stream.handle
+            )
             stream.synchronize()
             if not len(decoder.collect().scores):
                 raise SystemExit(f"{head}: nothing was kept")

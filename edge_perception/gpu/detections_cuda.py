@@ -1,7 +1,7 @@
 """Decoding and non-maximum suppression of raw heads on the GPU, on the caller's stream.
 
-Equals ``detection.decoders`` followed by greedy suppression within each class, up to the last bits
-of ``exp`` and of the overlaps. What comes to the host is a few kilobytes.
+Equals ``detection.detector`` on the CPU up to the last bits of ``exp`` and of the overlaps: boxes
+are cut to the source image before they suppress one another within each class. What comes to the host is a few kilobytes.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import ctypes
 import numpy as np
 from cuda.bindings import driver
 
+from edge_perception.core.letterbox import Letterbox
 from edge_perception.gpu.cuda import checked, get_device
 from edge_perception.gpu.cuda_memory import allocate_pinned, view_host
 from edge_perception.gpu.head_layout import (
     MAX_CANDIDATES,
     DeviceDetections,
     HeadLayoutArgument,
+    PlacementArgument,
 )
 from edge_perception.gpu.kernel_module import load_module
 
@@ -52,11 +54,19 @@ class CudaDecoder:
         self._result = self._ranked + MAX_CANDIDATES * _CANDIDATE_BYTES
         self._pinned = allocate_pinned(self._result_bytes)
 
-    def launch(self, output: int, score_threshold: float, nms_iou: float, stream: int) -> None:
+    def launch(
+        self,
+        output: int,
+        letterbox: Letterbox,
+        score_threshold: float,
+        nms_iou: float,
+        stream: int,
+    ) -> None:
         """Queue decoding, suppression and the copy to the host.
 
         Args:
             output: device address of the raw output, float32, contiguous, batch 1.
+            letterbox: as the image went in.
             score_threshold: 0..1.
             nms_iou: 0..1.
             stream: handle; ``collect`` only after it was synchronised.
@@ -71,6 +81,7 @@ class CudaDecoder:
             stream,
             ctypes.c_void_p(output),
             self._layout,
+            PlacementArgument.of(letterbox),
             ctypes.c_float(score_threshold),
             candidates,
             counts,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edge_perception.core.letterbox import Letterbox
 from edge_perception.errors import EngineError
 
 MAX_CANDIDATES = 4096
@@ -36,6 +37,27 @@ class HeadLayoutArgument(ctypes.Structure):
     )
 
 
+class PlacementArgument(ctypes.Structure):
+    """``Placement`` of detections.cu."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_float)
+        for name in ("pad_left", "pad_top", "scale_x", "scale_y", "width", "height")
+    )
+
+    @classmethod
+    def of(cls, letterbox: Letterbox) -> PlacementArgument:
+        """Lay a letterbox out as the kernels read it."""
+        return cls(
+            letterbox.pad_left,
+            letterbox.pad_top,
+            letterbox.scale_x,
+            letterbox.scale_y,
+            letterbox.source_width,
+            letterbox.source_height,
+        )
+
+
 @dataclass(frozen=True)
 class GridLevel:
     """One level of YOLOX's grid: px a cell, cells a row, index of the level's first anchor."""
@@ -47,7 +69,7 @@ class GridLevel:
 
 @dataclass(frozen=True)
 class DeviceDetections:
-    """What survived, best first, in network pixels: ``(N, 4)``, ``(N,)``, ``(N,)``.
+    """What survived, best first, in source pixels: ``(N, 4)``, ``(N,)``, ``(N,)``.
 
     ``candidates`` is how many passed the threshold. Above ``MAX_CANDIDATES`` some were left out at
     random: decode on the CPU instead.

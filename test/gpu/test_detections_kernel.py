@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_emulation import by_reference, compile_for_cpu
 
+from edge_perception.core.boxes import box_areas
+from edge_perception.core.letterbox import Letterbox
 from edge_perception.core.manifest import Preprocessing
 from edge_perception.detection.decoders import DECODERS
 from edge_perception.detection.detector import suppress
@@ -20,12 +23,14 @@ from edge_perception.gpu.head_layout import (
     MAX_CANDIDATES,
     GridLevel,
     HeadLayoutArgument,
+    PlacementArgument,
     head_layout,
 )
 
 KEPT = np.dtype([("box", np.float32, 4), ("score", np.float32), ("class_id", np.int32)])
 CLASSES = 5
 SPEC = Preprocessing(64, 96)
+BOX = Letterbox.fit((48, 80), (64, 96), "center")
 LEVELS = [GridLevel(8, 12, 0), GridLevel(16, 6, 96), GridLevel(32, 3, 120)]
 ANCHORS = 126
 MAX_KEPT = 100
@@ -33,11 +38,11 @@ MAX_KEPT = 100
 Decode = Callable[[str, np.ndarray, float, float], tuple[np.ndarray, int]]
 
 _LAUNCHER = """
-extern "C" void run(const float* output, const HeadLayout* layout, float threshold, float iou,
-                    int max_kept, Kept* kept, Counts* counts) {
+extern "C" void run(const float* output, const HeadLayout* layout, const Placement* placement,
+                    float threshold, float iou, int max_kept, Kept* kept, Counts* counts) {
   static Candidate candidates[kMaxCandidates], ranked[kMaxCandidates];
   const Dim anchors = {(layout->anchors + 127) / 128, 1, 1}, block = {128, 1, 1};
-  FOR_EACH_THREAD(anchors, block) decode(output, *layout, threshold, candidates, counts);
+  FOR_EACH_THREAD(anchors, block) decode(output, *layout, *placement, threshold, candidates, counts);
   const Dim ranks = {kMaxCandidates / 128, 1, 1};
   FOR_EACH_THREAD(ranks, block) rank(candidates, counts, ranked);
   const Dim one = {1, 1, 1};
@@ -64,7 +69,7 @@ def decode(library: ctypes.CDLL) -> Decode:
         counts = (ctypes.c_int * 2)()
         library.run(
             output.ctypes.data_as(ctypes.c_void_p),
-            *by_reference(layout),
+            *by_reference(layout, PlacementArgument.of(BOX)),
             ctypes.c_float(threshold),
             ctypes.c_float(iou),
             MAX_KEPT,
@@ -92,15 +97,17 @@ def raw_output(head: str, seed: int, anchors: int = ANCHORS) -> np.ndarray:
 
 def reference(head: str, output: np.ndarray, threshold: float, iou: float) -> np.ndarray:
     found = DECODERS[head](output, SPEC, threshold)
-    boxes = found.boxes_xyxy
-    with np.errstate(invalid="ignore"):
-        ordered = (boxes[:, 2:] >= boxes[:, :2]).all(axis=1)
-    index = np.flatnonzero(np.isfinite(boxes).all(axis=1) & ordered)
-    index = index[np.argsort(-found.scores[index], kind="stable")]
-    index = suppress(found, index, iou)[:MAX_KEPT] if len(index) else index
-    rows = np.zeros(len(index), KEPT)
-    rows["box"], rows["score"] = boxes[index], found.scores[index]
-    rows["class_id"] = found.class_ids[index]
+    found = replace(found, boxes_xyxy=BOX.to_source(found.boxes_xyxy))
+    found = found.select(box_areas(found.boxes_xyxy) > 0)
+    found = found.select(np.argsort(-found.scores, kind="stable"))
+    if len(found.scores):
+        found = found.select(suppress(found, iou)[:MAX_KEPT])
+    rows = np.zeros(len(found.scores), KEPT)
+    rows["box"], rows["score"], rows["class_id"] = (
+        found.boxes_xyxy,
+        found.scores,
+        found.class_ids,
+    )
     return rows
 
 
@@ -143,19 +150,22 @@ def test_values_that_are_no_numbers_never_come_out(
 
 def test_equal_scores_are_ranked_by_anchor(decode: Decode) -> None:
     output = np.zeros((1, 8, 5 + CLASSES), np.float32)
-    output[0, :, 0] = np.arange(8) * 100
-    output[0, :, 2:4] = 10
+    output[0, :, 0] = 6 + np.arange(8) * 10
+    output[0, :, 1] = 30
+    output[0, :, 2:4] = 8
     output[0, :, 4:6] = 1
     kept, _ = decode("yolov5", output, 0.5, 0.5)
-    assert kept["box"][:, 0].tolist() == [i * 100 - 5 for i in range(8)]
+    expected = BOX.to_source(np.array([[2 + 10 * i, 26, 10 + 10 * i, 34] for i in range(8)], "f"))
+    np.testing.assert_allclose(kept["box"], expected, atol=1e-4)
 
 
 def test_more_candidates_than_room_are_counted(decode: Decode) -> None:
     output = raw_output("yolov5", 1, anchors=MAX_CANDIDATES + 904)
+    output[:, :, :2] = 30
     output[:, :, 4:] = 1
     kept, candidates = decode("yolov5", output, 0.01, 0.5)
     assert candidates == MAX_CANDIDATES + 904
-    assert len(kept) == MAX_KEPT
+    assert 0 < len(kept) <= MAX_KEPT
 
 
 @pytest.mark.parametrize(

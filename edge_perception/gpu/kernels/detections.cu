@@ -1,7 +1,7 @@
-// A raw detector head's output -> the boxes that survive suppression, best first.
+// A raw detector head's output -> the boxes that survive suppression, in source pixels, best first.
 //
 // Three launches on one stream. `decode`: one thread an anchor; those at or above the threshold
-// are appended in no particular order. `rank`: each candidate counts those that come before it
+// whose box lies in the image are appended in no particular order. `rank`: each candidate counts those that come before it
 // (higher score, then lower anchor), which is its place; quadratic, but without synchronisation,
 // and the same in every run whatever the order of the appends. `suppress`: one block walks the
 // ranked candidates; each survivor strikes out what overlaps it within its class.
@@ -21,6 +21,9 @@ struct HeadLayout {
   int head, anchors, classes, levels;
   Level level[kMaxLevels];  // YOLOX only, finest first
 };
+
+// Where the source image lies in the network's input, and its size; also mirrored there.
+struct Placement { float pad_left, pad_top, scale_x, scale_y, width, height; };
 
 struct Candidate { float x1, y1, x2, y2, score; int class_id, anchor, reserved; };
 
@@ -59,9 +62,13 @@ __device__ __forceinline__ void to_pixels(const HeadLayout& layout, int anchor, 
   *h = expf(*h) * level.stride;
 }
 
+__device__ __forceinline__ float to_source(float value, float pad, float scale, float limit) {
+  return fminf(fmaxf((value - pad) / scale, 0.0f), limit);
+}
+
 extern "C" __global__ void __launch_bounds__(128)
-decode(const float* __restrict__ output, const __grid_constant__ HeadLayout layout, float threshold,
-       Candidate* __restrict__ candidates, Counts* counts) {
+decode(const float* __restrict__ output, const __grid_constant__ HeadLayout layout,
+       const __grid_constant__ Placement placement, float threshold, Candidate* __restrict__ candidates, Counts* counts) {
   const int anchor = blockIdx.x * blockDim.x + threadIdx.x;
   if (anchor >= layout.anchors) return;
 
@@ -82,9 +89,14 @@ decode(const float* __restrict__ output, const __grid_constant__ HeadLayout layo
     cx = row[0], cy = row[1], w = row[2], h = row[3];
     if (layout.head == YOLOX) to_pixels(layout, anchor, &cx, &cy, &w, &h);
   }
-  const float x1 = cx - w / 2, y1 = cy - h / 2, x2 = cx + w / 2, y2 = cy + h / 2;
+  float x1 = cx - w / 2, y1 = cy - h / 2, x2 = cx + w / 2, y2 = cy + h / 2;
   if (!(is_finite(x1) && is_finite(y1) && is_finite(x2) && is_finite(y2) && is_finite(score))) return;
   if (x2 < x1 || y2 < y1) return;
+  x1 = to_source(x1, placement.pad_left, placement.scale_x, placement.width);
+  y1 = to_source(y1, placement.pad_top, placement.scale_y, placement.height);
+  x2 = to_source(x2, placement.pad_left, placement.scale_x, placement.width);
+  y2 = to_source(y2, placement.pad_top, placement.scale_y, placement.height);
+  if (!((x2 - x1) * (y2 - y1) > 0.0f)) return;
   const int place = atomicAdd(&counts->candidates, 1);
   if (place < kMaxCandidates) candidates[place] = {x1, y1, x2, y2, score, class_id, anchor, 0};
 }
