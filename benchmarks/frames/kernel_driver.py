@@ -22,6 +22,7 @@ from edge_perception.gpu.preprocess_cuda import CudaPreprocessor, DeviceRegion
 CLASSES = 5
 LEVELS = (GridLevel(8, 12, 0), GridLevel(16, 6, 96), GridLevel(32, 3, 120))
 ANCHORS = 126
+WHOLE = Letterbox.fit((64, 96), (64, 96), "center")
 
 
 def upload(values: np.ndarray) -> int:
@@ -61,9 +62,7 @@ def run_detections(stream: Stream, rng: np.random.Generator) -> int:
             output = upload(rng.random(sides, np.float32))
             layout = head_layout(head, anchors, CLASSES, LEVELS if head == "yolox" else ())
             decoder = CudaDecoder(layout)
-            decoder.launch(
-                output, Letterbox.fit((50, 80), (64, 96), "center"), 0.01, 0.5, stream.handle
-            )
+            decoder.launch(output, WHOLE, 0.01, 0.5, stream.handle)
             stream.synchronize()
             if not len(decoder.collect().scores):
                 raise SystemExit(f"{head}: nothing was kept")

@@ -1,7 +1,8 @@
 """Decoding and non-maximum suppression of raw heads on the GPU, on the caller's stream.
 
 Equals ``detection.detector`` on the CPU up to the last bits of ``exp`` and of the overlaps: boxes
-are cut to the source image before they suppress one another within each class. What comes to the host is a few kilobytes.
+are cut to the source image before they suppress one another within each class. What comes to the
+host is a few kilobytes.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ extern "C" void run(const float* output, const HeadLayout* layout, const Placeme
                     float threshold, float iou, int max_kept, Kept* kept, Counts* counts) {
   static Candidate candidates[kMaxCandidates], ranked[kMaxCandidates];
   const Dim anchors = {(layout->anchors + 127) / 128, 1, 1}, block = {128, 1, 1};
-  FOR_EACH_THREAD(anchors, block) decode(output, *layout, *placement, threshold, candidates, counts);
+  FOR_EACH_THREAD(anchors, block)
+    decode(output, *layout, *placement, threshold, candidates, counts);
   const Dim ranks = {kMaxCandidates / 128, 1, 1};
   FOR_EACH_THREAD(ranks, block) rank(candidates, counts, ranked);
   const Dim one = {1, 1, 1};
