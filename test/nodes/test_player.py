@@ -1,6 +1,5 @@
 """The player as a process of its own, heard over DDS by another process: this one."""
 
-# ruff: noqa: E402
 
 from __future__ import annotations
 
