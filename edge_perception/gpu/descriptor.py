@@ -1,6 +1,6 @@
 """The frame handle on the wire: what the ``data`` of an ``~/frames`` message holds.
 
-72 bytes, little-endian: magic, version, uid, hostname's first 16 bytes, the kernel's boot id, the
+80 bytes, little-endian: magic, version, uid, hostname's first 16 bytes, the kernel's boot id, the
 ring's random id, epoch, the frame's sequence, and a CRC-32 of all that. It names a ring and a
 frame; the pixels, and whether they may be read, are asked for over the lease connection.
 

@@ -22,9 +22,10 @@ import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
-from edge_perception.errors import FrameError
+from edge_perception.errors import EdgePerceptionError, FrameError
 from edge_perception.gpu import lease_protocol as protocol
 from edge_perception.gpu.descriptor import ring_address
 from edge_perception.gpu.ledger import Grant
@@ -39,7 +40,7 @@ class LeaseDesk(Protocol):
     """What the server asks of the ring. All methods are thread-safe and do not block."""
 
     def grant_newest(self, after: int, reader: str) -> tuple[Grant, FrameMemory] | None:
-        """Lease the newest frame above a sequence."""
+        """Lease the newest frame above a sequence; ``FrameError`` when none will ever come."""
         ...
 
     def give_back(self, grant: Grant, read_done: str) -> None:
@@ -172,15 +173,20 @@ class LeaseServer:
             return
         try:
             data = session.connection.recv(protocol.MAX_PACKET_BYTES)
-            if not data:
-                self._hang_up(session)
-                return
-            self._obey(session, protocol.decode(data))
         except BlockingIOError:
             return
         except OSError:
+            data = b""
+        if data:
+            self._refuse_on_error(session, lambda: self._obey(session, protocol.decode(data)))
+        else:
             self._hang_up(session)
-        except FrameError as error:
+
+    def _refuse_on_error(self, session: _Session, action: Callable[[], None]) -> None:
+        """Nothing that a reader sends, and no failing GPU, may end this thread."""
+        try:
+            action()
+        except (EdgePerceptionError, ValueError) as error:
             self._refused += 1
             self._answer(session, {"op": "refused", "problem": str(error)})
             self._hang_up(session)
@@ -215,7 +221,8 @@ class LeaseServer:
             return
         for session in tuple(self._sessions):
             if session.waiting_after is not None and session.connected:
-                self._serve(session, answer_none=False)
+                serve = partial(self._serve, session, answer_none=False)
+                self._refuse_on_error(session, serve)
 
     def _serve(self, session: _Session, *, answer_none: bool) -> None:
         after = session.waiting_after

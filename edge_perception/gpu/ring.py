@@ -37,7 +37,7 @@ from types import TracebackType
 
 from edge_perception.core.frame import FrameInfo
 from edge_perception.core.image import UInt8Array, check_size
-from edge_perception.errors import FrameError
+from edge_perception.errors import CudaError, FrameError
 from edge_perception.gpu.descriptor import FrameDescriptor
 from edge_perception.gpu.host_memory import InProcessTransport
 from edge_perception.gpu.lease import FrameLease
@@ -162,6 +162,7 @@ class FrameRing:
         self._subscribers: list[Callable[[int], None]] = []
         self._last_sequence = 0
         self._closed = False
+        self._failure: CudaError | None = None
         self._retired: list[_Epoch] = []
         self._current = self._allocate(1, spec.slot_bytes or 1)
         self._server: LeaseServer | None = None
@@ -194,6 +195,11 @@ class FrameRing:
                 readers=self._server.readers if self._server else 0,
                 oldest_lease_age_ns=max((now_ns - g.granted_ns for g in grants), default=0),
             )
+
+    @property
+    def failure(self) -> CudaError | None:
+        """The sticky error that ended this ring, if one did."""
+        return self._failure
 
     @property
     def overdue(self) -> list[Grant]:
@@ -234,16 +240,16 @@ class FrameRing:
             ImageError: the number of bytes does not fit the format.
             FrameError: the ring is closed, the sequence does not increase, or the frame is larger
                 than ``max_slot_bytes`` or than the memory left.
+            CudaError: the GPU failed. After a sticky error the ring hands nothing out any more.
         """
         self._check_write(pixels, info)
-        epoch, slot = self._take_slot(info.format.size_bytes)
-        if slot is None:
-            return None
         try:
-            epoch.memory.write(slot, pixels, epoch.ledger.take_read_done(slot))
-        except BaseException:
-            with self._lock:
-                epoch.ledger.abandon(slot)
+            epoch, slot = self._take_slot(info.format.size_bytes)
+            if slot is None:
+                return None
+            self._fill(epoch, slot, pixels)
+        except CudaError as error:
+            self._fail(error)
             raise
         with self._lock:
             epoch.ledger.publish(slot, info)
@@ -255,10 +261,8 @@ class FrameRing:
         """Lease the newest frame whose sequence is above ``after``; None if there is none.
 
         Raises:
-            FrameError: the ring is closed.
+            FrameError: the ring is closed, or has lost its GPU.
         """
-        if self._closed:
-            raise FrameError(f"ring {self.spec.name!r} is closed")
         granted = self._grant_newest(after, "in-process")
         if granted is None:
             return None
@@ -293,9 +297,32 @@ class FrameRing:
     ) -> None:
         self.close()
 
-    def _check_write(self, pixels: UInt8Array, info: FrameInfo) -> None:
+    def _check_open(self) -> None:
         if self._closed:
             raise FrameError(f"ring {self.spec.name!r} is closed")
+        if self._failure is not None:
+            raise FrameError(
+                f"ring {self.spec.name!r} has lost its GPU: {self._failure}",
+                mend="Restart the process that writes it.",
+            )
+
+    def _fail(self, error: CudaError) -> None:
+        """Hand out no frame after a sticky error: none can be known to be whole."""
+        if error.sticky:
+            self._failure = error
+            _LOG.error("ring %r: %s", self.spec.name, error)
+            self._notify_readers()
+
+    def _fill(self, epoch: _Epoch, slot: int, pixels: UInt8Array) -> None:
+        try:
+            epoch.memory.write(slot, pixels, epoch.ledger.take_read_done(slot))
+        except BaseException:
+            with self._lock:
+                epoch.ledger.abandon(slot)
+            raise
+
+    def _check_write(self, pixels: UInt8Array, info: FrameInfo) -> None:
+        self._check_open()
         check_size(pixels.size, info.format)
         if info.sequence <= self._last_sequence:
             raise FrameError(
@@ -368,7 +395,15 @@ class FrameRing:
             self._book(release)
         for epoch in [epoch for epoch in self._retired if not epoch.ledger.grants]:
             self._retired.remove(epoch)
-            epoch.memory.close()
+            self._close_memory(epoch.memory)
+
+    def _close_memory(self, memory: FrameMemory) -> None:
+        try:
+            memory.close()
+        except CudaError as error:
+            if not error.sticky:
+                raise
+            _LOG.warning("ring %r: memory is lost with its GPU: %s", self.spec.name, error)
 
     def _forget_distant(self, grant: Grant) -> None:
         """Give up another process's lease after the hang-up, if its mapping is its own."""
@@ -393,8 +428,7 @@ class FrameRing:
 
     def _grant_newest(self, after: int, reader: str) -> tuple[Grant, FrameMemory] | None:
         with self._lock:
-            if self._closed:
-                return None
+            self._check_open()
             self._settle()
             grant = self._current.ledger.grant_newest(after, reader, time.monotonic_ns())
             self._counts.granted += grant is not None
