@@ -1,8 +1,8 @@
 """The player node: a recording or a live device as a camera on the network.
 
-Messages keep the topics they were recorded on; remap them like any node's. They are published as
-the serialised bytes that the source yields, never deserialised on the way, except ground truth,
-whose inner stamps move too.
+Messages keep the topics they were recorded on, below the node's namespace; remap them like any
+node's. They are published as the serialised bytes that the source yields, never deserialised on
+the way, except ground truth, whose inner stamps move too.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class PlayerNode(ManagedNode):
     def _advertise(self, topic: str, msgtype: str) -> LifecyclePublisher:
         return self.create_lifecycle_publisher(
             _MESSAGE_CLASSES[msgtype],
-            topic,
+            topic.lstrip("/"),
             QoSProfile(depth=_QOS_DEPTH),
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
@@ -174,7 +174,7 @@ class PlayerNode(ManagedNode):
             return {}
         counts = asdict(self._playback.counts())
         lateness = counts.pop("lateness")
-        return {**counts, **{f"lateness_{name}_ms": value for name, value in lateness.items()}}
+        return {**counts, **{f"lateness.{name}": value for name, value in lateness.items()}}
 
     def _publish(self, topic: str, cdr: bytes) -> None:
         publisher = self._publishers_by_topic.get(topic)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -145,11 +146,11 @@ class ProfilerNode(ManagedNode):
         return DiagnosticStatus.OK, "active"
 
     def _on_detections(self, message: Detection2DArray) -> None:
-        arrival_ns = self.get_clock().now().nanoseconds
+        arrival_ns, arrival_monotonic_ns = self.get_clock().now().nanoseconds, time.monotonic_ns()
         self._last_arrival_ns = arrival_ns
         self._arrived_since_report += 1
         if self._files is not None:
-            self._files.write_detections(message)
+            self._files.write_detections(message, arrival_monotonic_ns)
         self._book(self._joiner.add_arrival(_key(message), arrival_ns, len(message.detections)))
 
     def _on_stages(self, message: DiagnosticArray) -> None:
@@ -204,8 +205,10 @@ class _LedgerFiles:
         for event in row.trace_events():
             self._trace.write(json.dumps(event) + ",\n")
 
-    def write_detections(self, message: Detection2DArray) -> None:
-        self._detections.write(json.dumps(from_detection2d_array(message)) + "\n")
+    def write_detections(self, message: Detection2DArray, arrival_monotonic_ns: int) -> None:
+        told = from_detection2d_array(message)
+        row = {**told, "arrival_monotonic_ns": arrival_monotonic_ns}
+        self._detections.write(json.dumps(row) + "\n")
 
     def write_counters(self, counters: Mapping[str, object]) -> None:
         self._counters.write_text(json.dumps(counters, indent=2) + "\n", encoding="utf-8")

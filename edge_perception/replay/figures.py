@@ -85,9 +85,8 @@ def _frames_a_second(frames: Sequence[PlayedFrame]) -> float | None:
 def _stage_summaries(frames: Sequence[PlayedFrame]) -> dict[str, Any]:
     durations: dict[str, list[int]] = {stage: [] for stage in STAGES}
     for frame in frames:
-        if frame.row is not None:
-            for stage, duration_ns in frame.row["stages_ns"].items():
-                durations.setdefault(stage, []).append(int(duration_ns))
+        for stage, duration_ns in frame.stages_ns().items():
+            durations.setdefault(stage, []).append(duration_ns)
     return {stage: _summary(samples) for stage, samples in durations.items()}
 
 

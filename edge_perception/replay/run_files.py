@@ -29,26 +29,43 @@ COUNTERS = "counters.json"
 class PlayedFrame:
     """One image that was sent; ``row`` and ``found`` are None if no result came of it.
 
-    ``row`` is the profiler's ledger row as it stands in its file; ``found`` are the detections.
+    ``row`` is the profiler's ledger row as it stands in its file; ``found`` are the detections,
+    and ``arrival_monotonic_ns`` when they came, on the clock of the player's ledger.
     """
 
     sent: SentMessage
     row: Mapping[str, Any] | None
     found: LabelledBoxes | None
+    arrival_monotonic_ns: int | None
+
+    @property
+    def was_shifted(self) -> bool:
+        """Whether the stamp on the wire is a time of the run, and not of the recording."""
+        return self.sent.stamp_ns != self.sent.recorded_stamp_ns
 
     @property
     def end_to_end_ns(self) -> int | None:
         """Time from stamp to arrival, or None without a result.
 
-        Of messages replayed with their recorded stamps: from the due time in the player's
-        monotonic ledger to the arrival, if the profiler told it on that clock.
+        Of messages replayed with their recorded stamps, whose distance to the arrival means
+        nothing: from the due time to the arrival, both monotonic.
         """
         if self.row is None:
             return None
-        if self.sent.stamp_ns != self.sent.recorded_stamp_ns:
+        if self.was_shifted:
             return int(self.row["end_to_end_ns"])
-        arrival_ns = self.row.get("arrival_monotonic_ns")
-        return None if arrival_ns is None else int(arrival_ns) - self.sent.due_monotonic_ns
+        if self.arrival_monotonic_ns is None:
+            return None
+        return self.arrival_monotonic_ns - self.sent.due_monotonic_ns
+
+    def stages_ns(self) -> dict[str, int]:
+        """Return the stages of the result; with recorded stamps, ``receive`` is what remains."""
+        stages = {} if self.row is None else dict(self.row["stages_ns"])
+        if "receive" in stages and not self.was_shifted:
+            total_ns = self.end_to_end_ns
+            others_ns = sum(ns for name, ns in stages.items() if name != "receive")
+            stages["receive"] = 0 if total_ns is None else total_ns - others_ns
+        return stages
 
 
 @dataclass(frozen=True)
@@ -87,7 +104,9 @@ def load_run(folder: Path, image_topic: str) -> Run:
         raise BagError(f"no image was sent on {image_topic!r}", got=str(folder))
     try:
         rows = {int(row["stamp_ns"]): row for row in _read_lines(folder / PROFILER_LEDGER)}
-        found = {int(row["stamp_ns"]): _to_boxes(row) for row in _read_lines(folder / DETECTIONS)}
+        results = {int(row["stamp_ns"]): row for row in _read_lines(folder / DETECTIONS)}
+        found = {stamp_ns: _to_boxes(row) for stamp_ns, row in results.items()}
+        arrivals = {s: int(row["arrival_monotonic_ns"]) for s, row in results.items()}
         counters = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))["nodes"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BagError(
@@ -95,7 +114,12 @@ def load_run(folder: Path, image_topic: str) -> Run:
             mend="Run the profiler with its parameter output_dir.",
         ) from error
     frames = tuple(
-        PlayedFrame(message, rows.get(message.stamp_ns), found.get(message.stamp_ns))
+        PlayedFrame(
+            message,
+            rows.get(message.stamp_ns),
+            found.get(message.stamp_ns),
+            arrivals.get(message.stamp_ns),
+        )
         for message in sent
     )
     return Run(image_topic, frames, counters, tuple(message.late_ns for message in sent))

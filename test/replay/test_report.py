@@ -62,8 +62,11 @@ def write_run(
                 "stamp_ns": m.stamp_ns,
                 "arrival_ns": m.stamp_ns + LATENCY_NS,
                 "end_to_end_ns": LATENCY_NS,
-                "arrival_monotonic_ns": m.due_monotonic_ns + LATENCY_NS,
-                "stages_ns": {"infer": 15_000_000, "deliver": 1_000_000},
+                "stages_ns": {
+                    "receive": LATENCY_NS - 16_000_000 - shift_ns + SHIFT_NS,
+                    "infer": 15_000_000,
+                    "deliver": 1_000_000,
+                },
             }
             for m in results
         ],
@@ -71,7 +74,14 @@ def write_run(
     found = {"xyxy": [10, 10, 60, 60], "score": 0.9, "class": class_name}
     write_lines(
         folder / "detections.jsonl",
-        [{"stamp_ns": m.stamp_ns, "detections": [found]} for m in results],
+        [
+            {
+                "stamp_ns": m.stamp_ns,
+                "detections": [found],
+                "arrival_monotonic_ns": m.due_monotonic_ns + LATENCY_NS,
+            }
+            for m in results
+        ],
     )
     (folder / "counters.json").write_text(json.dumps(COUNTERS))
 
@@ -137,6 +147,7 @@ def test_percentiles_that_too_few_samples_carry_are_null(
 def test_recorded_stamps_are_timed_by_the_players_own_ledger(tmp_path: Path) -> None:
     report = report_of(tmp_path, 10, 10, shift_ns=0)
     assert report["latency_ms"]["end_to_end"]["p50"] == 20.0
+    assert report["latency_ms"]["receive"]["p50"] == 4.0
     assert report["latency_ms"]["end_to_end"]["n"] == 10
 
 
