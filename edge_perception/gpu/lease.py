@@ -32,6 +32,7 @@ class FrameLease:
         self._memory: FrameMemory | None = memory
         self._give_back = give_back
         self._streams: set[int] = set()
+        self._capsules = 0
 
     @property
     def info(self) -> FrameInfo:
@@ -77,19 +78,30 @@ class FrameLease:
         return self._held().dlpack_device
 
     def __dlpack__(self, *, stream: int | None = None, **_: object) -> object:
-        """Hand the lease over to a consumer: its last tensor releases it.
+        """Hand the lease over to a consumer: the end of its last tensor is the lease's release.
 
-        The tensor is uint8, shaped as ``image``, and must only be read. ``stream`` is the
-        consumer's, by DLPack's convention (None and 1: the legacy default stream; -1: no wait).
+        ``release`` and the end of a ``with`` block do nothing from then on. The tensor is uint8,
+        shaped as ``image``, and must only be read. ``stream`` is the consumer's, by DLPack's
+        convention (None and 1: the legacy default stream; -1: no wait).
         """
         memory = self._held()
         kind, ordinal = memory.dlpack_device
+        mapped: UInt8Array | None = None  # an array keeps its mapping in place
         if kind == dlpack.CPU:
-            pointer = self.pixels.ctypes.data
+            mapped = self.pixels
+            pointer = mapped.ctypes.data
         else:
             pointer = self.on_device(0 if stream in (None, 1, -1) else int(stream or 0)).pointer
         shape, strides = image_geometry(self.info.format)
-        return dlpack.make_capsule(pointer, shape, strides, (kind, ordinal), self.release)
+        self._capsules += 1
+
+        def end() -> None:
+            nonlocal mapped
+            mapped = None
+            self._capsules -= 1
+            self.release()
+
+        return dlpack.make_capsule(pointer, shape, strides, (kind, ordinal), end)
 
     @property
     def released(self) -> bool:
@@ -97,7 +109,9 @@ class FrameLease:
         return self._memory is None
 
     def release(self) -> None:
-        """End the hold. The second and later calls do nothing."""
+        """End the hold, unless a DLPack tensor has taken it over. Later calls do nothing."""
+        if self._capsules:
+            return
         memory, self._memory = self._memory, None
         if memory is None:
             return

@@ -9,7 +9,9 @@ data. Reader: ``acquire`` (optionally waiting), ``cancel`` (of a waiting one), `
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import socket
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +24,26 @@ from edge_perception.gpu.memory import ExportedMemory
 MAX_PACKET_BYTES = 32768
 MAX_FILES = 8
 Packet = dict[str, Any]
+
+
+def send(connection: socket.socket, packet: Mapping[str, Any], files: Sequence[int] = ()) -> None:
+    """Send a packet and duplicates of open files. ``OSError`` as the socket raises it.
+
+    Not ``socket.send_fds``, which drops its flags up to Python 3.12.
+    """
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", files))] if files else []
+    connection.sendmsg([encode(packet)], rights, socket.MSG_NOSIGNAL)
+
+
+def receive(connection: socket.socket) -> tuple[bytes, tuple[int, ...]]:
+    """Receive a packet's bytes (empty at the end) and the files beside it, now the caller's."""
+    files = array("i")
+    room = socket.CMSG_SPACE(MAX_FILES * files.itemsize)
+    data, rights, _, _ = connection.recvmsg(MAX_PACKET_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, raw in rights:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            files.frombytes(raw[: len(raw) - len(raw) % files.itemsize])
+    return data, tuple(files)
 
 
 def encode(packet: Mapping[str, Any]) -> bytes:

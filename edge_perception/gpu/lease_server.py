@@ -126,6 +126,7 @@ class LeaseServer:
     def _accept(self) -> None:
         try:
             connection, _ = self._listener.accept()
+            connection.setblocking(False)
         except OSError as error:  # the peer left again, or no descriptor is free
             self._refused += 1
             _LOG.warning("a frame reader could not be accepted: %s", error)
@@ -281,9 +282,7 @@ class LeaseServer:
 def _send(connection: socket.socket, packet: protocol.Packet, files: tuple[int, ...] = ()) -> bool:
     """Send without blocking; False when the peer is gone or does not read."""
     try:
-        socket.send_fds(
-            connection, [protocol.encode(packet)], files, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-        )
+        protocol.send(connection, packet, files)
     except OSError:
         return False
     return True

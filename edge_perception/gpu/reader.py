@@ -39,7 +39,7 @@ class FrameReader:
         self._connection = connection
         self._turn = threading.Lock()
         self._memories: dict[int, FrameMemory] = {}
-        self._held: dict[tuple[int, int], Grant] = {}
+        self._held: dict[tuple[int, int], FrameLease] = {}
         self._closed = False
         packet, _ = self._read_answer()
         if packet["op"] != "welcome" or packet.get("ring") != self._ring_id.hex():
@@ -98,6 +98,8 @@ class FrameReader:
             FrameWriterGone: the writer has ended; attach to its successor.
         """
         with self._turn:
+            if self._closed:
+                raise FrameError("the frame reader is closed")
             request = {"op": "acquire", "after": after, "wait": timeout_s > 0}
             self._send(request)
             if timeout_s > 0 and not select.select([self._connection], [], [], timeout_s)[0]:
@@ -110,12 +112,17 @@ class FrameReader:
                     os.close(received)
 
     def close(self) -> None:
-        """Release every lease, hang up and unmap; idempotent."""
-        if self._closed:
-            return
-        for grant in tuple(self._held.values()):
-            self._give_back(grant, None)
+        """Release every lease, hang up and unmap; idempotent.
+
+        DLPack tensors keep their leases, and with them the connection, until their end.
+        """
         self._closed = True
+        for lease in tuple(self._held.values()):
+            lease.release()
+        if not self._held:
+            self._detach()
+
+    def _detach(self) -> None:
         self._connection.close()
         for memory in self._memories.values():
             memory.close()
@@ -141,9 +148,10 @@ class FrameReader:
         if "memory" in packet:
             exported = protocol.parse_memory(packet["memory"], files)
             self._memories[grant.epoch] = self._transport.open(exported)
-        self._held[grant.epoch, grant.serial] = grant
+        lease = FrameLease(grant, self._memories[grant.epoch], self._give_back)
+        self._held[grant.epoch, grant.serial] = lease
         self._drop_old_epochs(grant.epoch)
-        return FrameLease(grant, self._memories[grant.epoch], self._give_back)
+        return lease
 
     def _drop_old_epochs(self, current: int) -> None:
         read = {epoch for epoch, _ in tuple(self._held)} | {current}
@@ -152,32 +160,23 @@ class FrameReader:
 
     def _give_back(self, grant: Grant, read_done: ReadDone | None) -> None:
         """Tell the writer; takes no lock, because a finaliser may call it anywhere."""
-        if self._held.pop((grant.epoch, grant.serial), None) is None or self._closed:
-            return  # close() gave it back already
         mark = "" if read_done is None else self._memories[grant.epoch].export_read_done(read_done)
         packet = {"op": "release", "epoch": grant.epoch, "serial": grant.serial, "read_done": mark}
         with suppress(FrameWriterGone):  # then nobody is left to reuse the slot
             self._send(packet)
+        del self._held[grant.epoch, grant.serial]
+        if self._closed and not self._held:
+            self._detach()
 
     def _send(self, packet: protocol.Packet) -> None:
-        if self._closed:
-            raise FrameError("the frame reader is closed")
-        self._speak(
-            lambda: self._connection.send(protocol.encode({**packet, "nonce": self._nonce}))
-        )
+        said = {**packet, "nonce": self._nonce}
+        self._speak(lambda: protocol.send(self._connection, said))
 
     def _read_answer(self) -> tuple[protocol.Packet, tuple[int, ...]]:
-        data, files, _, _ = self._speak(
-            lambda: socket.recv_fds(
-                self._connection,
-                protocol.MAX_PACKET_BYTES,
-                protocol.MAX_FILES,
-                socket.MSG_CMSG_CLOEXEC,
-            )
-        )
+        data, files = self._speak(lambda: protocol.receive(self._connection))
         if not data:
             raise FrameWriterGone("the ring's writer has ended", mend="Attach to its successor.")
-        return protocol.decode(data), tuple(files)
+        return protocol.decode(data), files
 
     def _speak(self, say: Callable[[], _T]) -> _T:
         try:
