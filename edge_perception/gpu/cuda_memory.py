@@ -262,7 +262,7 @@ class MappedMemory:
 
     @property
     def dlpack_device(self) -> tuple[int, int]:
-        return (dlpack.CUDA_HOST, self._device.ordinal)
+        return (dlpack.CUDA, self._device.ordinal)  # what a GPU reader may do with the pointer
 
     def write(self, slot: int, pixels: UInt8Array, read_done: Sequence[ReadDone]) -> None:
         for event in _events(read_done):

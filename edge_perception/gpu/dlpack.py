@@ -12,7 +12,7 @@ import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 
-CPU, CUDA, CUDA_HOST = 1, 2, 3
+CPU, CUDA = 1, 2
 """``DLDeviceType``."""
 _UNSIGNED_INTEGER = 1  # DLDataTypeCode
 

@@ -148,14 +148,14 @@ class DeviceImage:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, object]:
-        """Read-only uint8, shaped as ``core.image.view_image`` shapes host frames."""
+        """To be read only; uint8, shaped as ``core.image.view_image`` shapes host frames."""
         shape, strides = image_geometry(self.format)
         return {
             "version": 3,
             "typestr": "|u1",
             "shape": shape,
             "strides": strides,
-            "data": (self.pointer, True),
+            "data": (self.pointer, False),  # torch refuses arrays that say they are read-only
             "stream": self._stream or 1,  # 0 is not allowed there; 1 is the legacy default
         }
 

@@ -61,8 +61,10 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return compile_for_cpu("detections.cu", _LAUNCHER, folder)
 
 
-@pytest.fixture(scope="module")
-def decode(library: ctypes.CDLL) -> Decode:
+@pytest.fixture(scope="module", params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def decode(request: pytest.FixtureRequest, library: ctypes.CDLL) -> Decode:
+    """The kernels' source run on the CPU, and the kernels themselves where there is a GPU."""
+
     def run(head: str, output: np.ndarray, threshold: float, iou: float) -> tuple[np.ndarray, int]:
         anchors = output.shape[2] if head == "yolov8" else output.shape[1]
         layout = head_layout(head, anchors, CLASSES, LEVELS if head == "yolox" else ())
@@ -79,7 +81,29 @@ def decode(library: ctypes.CDLL) -> Decode:
         )
         return kept[: counts[1]], counts[0]
 
-    return run
+    return run if request.param == "cpu" else decode_on_gpu
+
+
+def decode_on_gpu(
+    head: str, output: np.ndarray, threshold: float, iou: float
+) -> tuple[np.ndarray, int]:
+    from gpu_arrays import upload
+
+    from edge_perception.gpu.cuda import Stream, get_device
+    from edge_perception.gpu.detections_cuda import CudaDecoder
+
+    stream = Stream(get_device())
+    anchors = output.shape[2] if head == "yolov8" else output.shape[1]
+    layout = head_layout(head, anchors, CLASSES, LEVELS if head == "yolox" else ())
+    decoder = CudaDecoder(layout, MAX_KEPT)
+    decoder.launch(upload(output), BOX, threshold, iou, stream.handle)
+    stream.synchronize()
+    found = decoder.collect()
+    decoder.close()
+    rows = np.zeros(len(found.scores), KEPT)
+    rows["box"], rows["score"] = found.boxes_xyxy, found.scores
+    rows["class_id"] = found.class_ids
+    return rows, found.candidates
 
 
 def raw_output(head: str, seed: int, anchors: int = ANCHORS) -> np.ndarray:

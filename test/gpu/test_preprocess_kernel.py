@@ -43,8 +43,10 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return compile_for_cpu("preprocess.cu", _LAUNCHER, folder)
 
 
-@pytest.fixture(scope="module")
-def run(library: ctypes.CDLL) -> Run:
+@pytest.fixture(scope="module", params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def run(request: pytest.FixtureRequest, library: ctypes.CDLL) -> Run:
+    """The kernel's source run on the CPU, and the kernel itself where there is a GPU."""
+
     def preprocess(spec: Preprocessing, regions: Sequence[ImageRegion]) -> np.ndarray:
         tensor = np.full((len(regions), *spec.input_shape[1:]), 77, spec.dtype)
         placed = [DeviceRegion(r.pixels.ctypes.data, r.format, r.crop) for r in regions]
@@ -55,7 +57,22 @@ def run(library: ctypes.CDLL) -> Run:
         library.run(*by_reference(arguments, target))
         return tensor
 
-    return preprocess
+    return preprocess if request.param == "cpu" else run_on_gpu
+
+
+def run_on_gpu(spec: Preprocessing, regions: Sequence[ImageRegion]) -> np.ndarray:
+    from gpu_arrays import download, upload
+
+    from edge_perception.gpu.cuda import Stream, get_device
+    from edge_perception.gpu.preprocess_cuda import CudaPreprocessor
+
+    stream = Stream(get_device())
+    tensor = np.full((len(regions), *spec.input_shape[1:]), 77, spec.dtype)
+    placed = [DeviceRegion(upload(r.pixels), r.format, r.crop) for r in regions]
+    out = upload(tensor)
+    CudaPreprocessor(spec).launch(placed, out, stream.handle)
+    stream.synchronize()
+    return download(out, tensor)
 
 
 def image_format(encoding: str, height: int, width: int, padding: int = 0) -> ImageFormat:
