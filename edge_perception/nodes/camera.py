@@ -126,7 +126,7 @@ class CameraNode(ManagedNode):
     def cleanup(self) -> None:
         """Close the ring; readers keep what they hold until they release it."""
         if self._handles is not None:
-            self.destroy_publisher(self._handles)
+            self.destroy_lifecycle_publisher(self._handles)
             self._handles = None
         if self.ring is not None:
             self.ring.close()

@@ -135,7 +135,7 @@ class DetectorNode(ManagedNode):
             self._detector = None
         for name in ("_detections", "_label_info", "_debug_image", "_stages"):
             if hasattr(self, name):
-                self.destroy_publisher(getattr(self, name))
+                self.destroy_lifecycle_publisher(getattr(self, name))
                 delattr(self, name)
 
     def apply_parameters(self, values: Mapping[str, Any]) -> None:
@@ -152,21 +152,28 @@ class DetectorNode(ManagedNode):
         self._trackers.clear()
 
     def counters(self) -> Mapping[str, object]:
-        """Frames processed, dropped and failed."""
+        """Frames processed, dropped and failed, and frame handles refused."""
         return {
             "processed": self._counts["processed"],
             "dropped": sum(stream.skipped for stream in self._streams),
             "failed": self._counts["failed"],
             "not_wanted": self._counts["not_wanted"],
             "last_error": self._last_error,
+            "refused": sum(stream.refused for stream in self._streams),
+            "last_refusal": self._last_refusal(),
             "model": self._detector.manifest.name if self._detector else "",
         }
 
     def health(self) -> Health:
-        """Warn when frames failed."""
+        """Warn when frames failed or handles were refused."""
         if self._counts["failed"]:
             return DiagnosticStatus.WARN, f"frames failed: {self._last_error}"
+        if refusal := self._last_refusal():
+            return DiagnosticStatus.WARN, f"frame handles refused: {refusal}"
         return DiagnosticStatus.OK, "active"
+
+    def _last_refusal(self) -> str:
+        return next((s.last_refusal for s in self._streams if s.last_refusal), "")
 
     # One frame's way.
 

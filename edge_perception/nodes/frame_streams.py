@@ -16,11 +16,17 @@ from edge_perception.nodes.camera import FRAME_HANDLE_ENCODING, CameraNode
 
 
 class FrameStream(Protocol):
-    """One camera's frames, newest first. Used by the thread of the node that reads it."""
+    """One camera's frames, newest first. Used by the thread of the node that reads it.
+
+    ``refused`` counts the frame handles that named no ring, ``last_refusal`` says why.
+    """
 
     @property
     def name(self) -> str:
         """What the stream is called in ledgers."""
+
+    refused: int
+    last_refusal: str
 
     @property
     def skipped(self) -> int:
@@ -42,13 +48,18 @@ class _SkipCounter:
     def __init__(self) -> None:
         self.last = 0
         self.skipped = 0
+        self._counting = False
 
     def see(self, lease: FrameLease | None) -> FrameLease | None:
         if lease is not None:
-            # The first frame seen begins the count: what came before was not this reader's.
-            self.skipped += lease.sequence - self.last - 1 if self.last else 0
+            # The first frame after a pause begins the count: those before were not this reader's.
+            self.skipped += lease.sequence - self.last - 1 if self._counting else 0
             self.last = lease.sequence
+            self._counting = True
         return lease
+
+    def pause(self) -> None:
+        self._counting = False
 
 
 class LocalFrameStream:
@@ -56,6 +67,8 @@ class LocalFrameStream:
 
     def __init__(self, camera: CameraNode) -> None:
         self.name = camera.get_name()
+        self.refused = 0
+        self.last_refusal = ""
         self._camera = camera
         self._seen = _SkipCounter()
         self._wake: Callable[[], None] | None = None
@@ -85,6 +98,7 @@ class LocalFrameStream:
         if self._wake in self._camera.wakers:
             self._camera.wakers.remove(self._wake)
         self._wake = None
+        self._seen.pause()
 
 
 class RemoteFrameStream:
@@ -163,3 +177,4 @@ class RemoteFrameStream:
             self._reader.close()
             self._reader = None
         self._seen.last = 0  # another writer counts from 1 again
+        self._seen.pause()

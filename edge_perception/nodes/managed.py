@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
@@ -45,6 +46,8 @@ class ManagedNode(LifecycleNode, abc.ABC):
             DIAGNOSTICS_PERIOD_S, self.publish_diagnostics
         )
         self.add_on_set_parameters_callback(self._check_parameters)
+        self._change_state = self._service_change_state.callback
+        self._service_change_state.callback = self._answer_change_state
 
     @abc.abstractmethod
     def configure(self) -> None:
@@ -72,6 +75,19 @@ class ManagedNode(LifecycleNode, abc.ABC):
         """Take over parameters that change at run time; raise ``ConfigError`` to refuse."""
 
     # The transitions, as rclpy calls them.
+
+    def _answer_change_state(
+        self, request: ChangeState.Request, response: ChangeState.Response
+    ) -> ChangeState.Response:
+        """Answer "no" to a transition that the present state lacks, where rclpy itself raises.
+
+        What it raises would end the executor, and the asker would wait forever.
+        """
+        try:
+            return self._change_state(request, response)
+        except RuntimeError:  # RCLError, which rclpy exports nowhere
+            response.success = False
+            return response
 
     def on_configure(self, _: LifecycleState) -> TransitionCallbackReturn:
         """Run ``configure``."""

@@ -37,7 +37,13 @@ LATCHED = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
-TRANSITIONS = {"configure": 1, "cleanup": 2, "activate": 3, "deactivate": 4}
+# The id of each transition and the state it leads to.
+TRANSITIONS = {
+    "configure": (1, "inactive"),
+    "cleanup": (2, "unconfigured"),
+    "activate": (3, "active"),
+    "deactivate": (4, "inactive"),
+}
 _namespaces = (f"/graph_{os.getpid()}_{i}" for i in itertools.count())
 
 
@@ -181,13 +187,19 @@ class Graph:
         }
 
     def call(self, service_type: type, name: str, request: Any) -> Any:
-        """Call a service of a node."""
+        """Call a service of a node; None if no answer comes.
+
+        A server that has not yet discovered the client drops its answer, so a new client waits
+        a little, and whoever calls must be able to call again.
+        """
         if name not in self._clients:
             self._clients[name] = self.node.create_client(service_type, name)
-        self.wait_for(self._clients[name].service_is_ready)
+            self.wait_for(self._clients[name].service_is_ready)
+            self.spin_for(0.1)
         future = self._clients[name].call_async(request)
-        self.wait_for(future.done)
-        return future.result()
+        deadline = time.monotonic() + 5
+        self.wait_for(lambda: future.done() or time.monotonic() > deadline)
+        return future.result() if future.done() else None
 
     def set_parameters(self, node: str, **values: Any) -> Any:
         """Set parameters together and return the result."""
@@ -195,17 +207,22 @@ class Graph:
             parameters=[Parameter(name, value=v).to_parameter_msg() for name, v in values.items()]
         )
         name = f"{node}/set_parameters_atomically"
-        return self.call(SetParametersAtomically, name, request).result
+        answer = self.call(SetParametersAtomically, name, request)
+        return (answer or self.call(SetParametersAtomically, name, request)).result
 
     def change_state(self, node: str, transition: str) -> bool:
         """Ask for a transition and tell whether it succeeded."""
         request = ChangeState.Request()
-        request.transition.id = TRANSITIONS[transition]
-        return bool(self.call(ChangeState, f"{node}/change_state", request).success)
+        request.transition.id, goal = TRANSITIONS[transition]
+        answer = self.call(ChangeState, f"{node}/change_state", request)
+        return bool(answer.success) if answer else self.state(node) == goal
 
     def state(self, node: str) -> str:
         """The node's lifecycle state."""
-        return str(self.call(GetState, f"{node}/get_state", GetState.Request()).current_state.label)
+        name = f"{node}/get_state"
+        answer = self.call(GetState, name, GetState.Request())
+        answer = answer or self.call(GetState, name, GetState.Request())
+        return str(answer.current_state.label)
 
     def close(self) -> None:
         """End every process, and this world."""

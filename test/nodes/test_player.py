@@ -1,6 +1,5 @@
 """The player as a process of its own, heard over DDS by another process: this one."""
 
-
 from __future__ import annotations
 
 import os

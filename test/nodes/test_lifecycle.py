@@ -1,0 +1,220 @@
+"""Managed nodes: transitions, failures that leave the node alive, and a clean end."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("rclpy")
+from pictures import BLUE, RED, WHITE, picture
+from tiny_models import write_detector
+from vision_msgs.msg import Detection2DArray
+
+NODES = ("camera", "detector", "profiler")
+
+
+def test_nodes_go_through_their_states_and_back_and_work_again(graph: Any, manifest: Path) -> None:
+    graph.start("container", manifest=manifest, threads=1)
+    for node in NODES:
+        assert graph.state(node) == "unconfigured"
+        assert graph.change_state(node, "configure")
+        assert graph.state(node) == "inactive"
+        assert graph.change_state(node, "activate")
+        assert graph.state(node) == "active"
+    detections = graph.listen(Detection2DArray, "detections")
+    graph.answer_to(graph.send(picture(RED)), detections)
+
+    for node in NODES:
+        assert graph.change_state(node, "deactivate")
+        assert graph.state(node) == "inactive"
+    graph.wait_for(lambda: all(graph.message(node) == "inactive" for node in NODES))
+    for node in NODES:
+        assert graph.change_state(node, "cleanup")
+        assert graph.state(node) == "unconfigured"
+        assert not graph.change_state(node, "activate"), "refused, and answered"
+
+    for transition in ("configure", "activate"):
+        for node in NODES:
+            assert graph.change_state(node, transition)
+    answer = graph.answer_to(graph.send(picture(BLUE)), detections)
+    assert answer.detections[0].results[0].hypothesis.class_id == "blue_block"
+
+
+def test_model_that_cannot_be_used_is_told_and_the_next_one_taken(
+    graph: Any, manifest: Path, tmp_path: Path
+) -> None:
+    no_model = b"\x08\x07 no model"
+    corrupt = write_detector(tmp_path / "corrupt")
+    (tmp_path / "corrupt" / "model.onnx").write_bytes(no_model)
+    garbage = write_detector(tmp_path / "garbage", sha256=hashlib.sha256(no_model).hexdigest())
+    (tmp_path / "garbage" / "model.onnx").write_bytes(no_model)
+    gone = write_detector(tmp_path / "gone")
+    (tmp_path / "gone" / "model.onnx").unlink()
+    two_names = write_detector(tmp_path / "names", class_names=["one", "two"])
+    shapes = write_detector(tmp_path / "shapes", outputs=[{"name": "output", "shape": [1, 7, 99]}])
+    (tmp_path / "text.yaml").write_text("just text")
+
+    graph.start("container", threads=1)
+    for wrong, told in (
+        (tmp_path / "nothing.yaml", "cannot read manifest"),
+        (tmp_path / "text.yaml", "expected a mapping"),
+        (Path("~nobody-of-this-name/manifest.yaml"), "cannot configure"),
+        (gone, "missing model"),
+        (corrupt, "is not the one that manifest"),
+        (garbage, "cannot load"),
+        (two_names, "2 class names"),
+        (shapes, "disagree on outputs"),
+    ):
+        assert graph.set_parameters("detector", manifest=str(wrong)).successful
+        assert not graph.change_state("detector", "configure"), told
+        assert graph.state("detector") == "unconfigured"
+        graph.wait_for(lambda told=told: told in graph.message("detector"))
+        assert graph.level("detector") == "error"
+
+    right = {"manifest": str(manifest), "classes": ["zebra"]}
+    assert graph.set_parameters("detector", **right).successful
+    assert not graph.change_state("detector", "configure")
+    graph.wait_for(lambda: "does not know" in graph.message("detector"))
+
+    assert graph.set_parameters("detector", classes=["*"]).successful
+    for node in NODES:
+        assert graph.change_state(node, "configure")
+        assert graph.change_state(node, "activate")
+    graph.wait_for(lambda: graph.level("detector") == "ok")
+    graph.answer_to(graph.send(picture()), graph.listen(Detection2DArray, "detections"))
+
+
+def test_runtime_that_breaks_leaves_the_node_unconfigured_and_configurable(
+    graph: Any, tmp_path: Path
+) -> None:
+    graph.start_container(write_detector(tmp_path / "model", fails_on_white=True))
+    detections = graph.listen(Detection2DArray, "detections")
+    graph.answer_to(graph.send(picture(RED)), detections)
+
+    white = picture()
+    white[:] = WHITE
+    graph.send(white)
+    graph.wait_for(lambda: "inference failed" in graph.message("detector"))
+    assert graph.level("detector") == "error"
+    assert "Gather" in graph.message("detector")
+    assert graph.state("detector") == "unconfigured"
+    assert graph.state("camera") == "active"
+
+    assert graph.change_state("detector", "configure")
+    assert graph.change_state("detector", "activate")
+    detections = graph.listen(Detection2DArray, "detections")
+    answer = graph.answer_to(graph.send(picture(BLUE)), detections)
+    assert answer.detections[0].results[0].hypothesis.class_id == "blue_block"
+    graph.wait_for(lambda: graph.level("detector") == "ok")
+
+
+def test_folder_that_cannot_be_written_fails_the_profilers_configuration(
+    graph: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    graph.start("profiler", output_dir=str(tmp_path / "file" / "below"))
+    assert not graph.change_state("profiler", "configure")
+    graph.wait_for(lambda: "output_dir cannot be written" in graph.message("profiler"))
+    assert graph.set_parameters("profiler", output_dir=str(tmp_path / "out")).successful
+    assert graph.change_state("profiler", "configure")
+
+
+@pytest.mark.parametrize("transitions", [(), ("configure",)], ids=["unconfigured", "inactive"])
+def test_interrupt_before_activation_ends_with_exit_status_0(
+    graph: Any, manifest: Path, transitions: tuple[str, ...]
+) -> None:
+    process = graph.start("container", manifest=manifest, threads=1)
+    for node in NODES:
+        assert graph.state(node) == "unconfigured"
+        for transition in transitions:
+            assert graph.change_state(node, transition)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 0
+    assert "Traceback" not in graph.logs()
+
+
+FRAGILE = """
+import sys
+from std_msgs.msg import String
+from edge_perception.nodes.managed import ManagedNode
+from edge_perception.nodes.runner import run
+
+class Fragile(ManagedNode):
+    def __init__(self, name):
+        super().__init__(name, ())
+        self.heard = 0
+        self.create_subscription(String, "words", self.on_word, 10)
+    def configure(self): pass
+    def cleanup(self): pass
+    def counters(self): return {"heard": self.heard}
+    def on_word(self, message):
+        if message.data == "break":
+            raise ZeroDivisionError("nobody foresaw this")
+        self.heard += 1
+
+sys.exit(run(lambda: [Fragile("fragile"), Fragile("bystander")]))
+"""
+
+
+def test_error_that_nobody_foresaw_fails_its_node_and_ends_no_thread(graph: Any) -> None:
+    from std_msgs.msg import String
+
+    command = [sys.executable, "-c", FRAGILE, "--ros-args", "-r", f"__ns:={graph.namespace}"]
+    command += ["-p", "autostart:=true", "-r", "bystander:words:=other_words"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=dict(os.environ))
+    graph.processes.append(process)
+    words = graph.publisher(String, "words")
+    graph.wait_for(lambda: graph.level("fragile") == "ok")
+
+    words.publish(String(data="break"))
+    graph.wait_for(lambda: "nobody foresaw this" in graph.message("fragile"))
+    assert graph.level("fragile") == "error"
+    assert graph.state("fragile") == "unconfigured"
+    assert graph.state("bystander") == "active"
+
+    assert graph.change_state("fragile", "configure")
+    assert graph.change_state("fragile", "activate")
+    words.publish(String(data="go on"))
+    graph.wait_for(lambda: graph.counters("fragile")["heard"] == 1)
+    assert process.poll() is None
+
+
+def test_autostart_that_fails_ends_with_status_1_and_the_reason(graph: Any, tmp_path: Path) -> None:
+    process = graph.start("container", manifest=str(tmp_path / "nothing.yaml"), autostart=True)
+    assert process.wait(timeout=30) == 1
+    assert "cannot read manifest" in graph.logs()
+
+
+def test_camera_size_is_learnt_from_the_pictures(running: Any) -> None:
+    for scale in (1, 3, 1, 2):  # the ring is made anew for the larger, kept for the smaller
+        image = picture(RED).repeat(scale, axis=0).repeat(scale, axis=1)
+        answer = running.answer_to(running.send(image), running.detections)
+        centre = answer.detections[0].bbox.center.position
+        assert (centre.x, centre.y) == (40 * scale, 24 * scale)
+
+
+def test_transition_that_cannot_be_is_refused_and_disturbs_nothing(running: Any) -> None:
+    for transition in ("configure", "activate", "cleanup"):
+        assert not running.change_state("detector", transition)
+    assert running.state("detector") == "active"
+    assert running.level("detector") == "ok"
+
+
+def test_frames_while_the_detector_rests_are_not_its_drops(running: Any) -> None:
+    before = running.counters("detector")
+    assert running.change_state("detector", "deactivate")
+    for _ in range(5):
+        running.send(picture())
+        running.spin_for(0.02)
+    assert running.change_state("detector", "activate")
+    running.answer_to(running.send(picture()), running.detections)
+    after = running.counters("detector")
+    assert after["dropped"] == before["dropped"]
+    assert after["processed"] - before["processed"] in (1, 2)  # the newest may have waited
