@@ -43,7 +43,8 @@ def run(options: argparse.Namespace) -> int:
     )
     console = Console()
     columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console) as progress:
+    # Without its refreshing thread: forking the node processes wants this one to be single.
+    with Progress(*columns, console=console, auto_refresh=False) as progress:
         sent = progress.add_task("starting", total=None)
         processed = progress.add_task("processed", total=None)
 
@@ -52,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
             progress.update(processed, total=now.images, completed=now.processed)
             if now.sent >= now.images:
                 progress.update(sent, description="reporting")
+            progress.refresh()
 
         report = run_demo(chosen, tell)
         progress.update(sent, description="sent")

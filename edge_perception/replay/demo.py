@@ -74,7 +74,7 @@ def run_demo(options: DemoOptions, tell: Tell) -> dict[str, Any]:
     recording = read_recording(options.bag)
     model = read_model_facts(options.manifest)
     options.out.mkdir(parents=True, exist_ok=True)
-    for name in (run_files.PLAYER_LEDGER, run_files.PROFILER_LEDGER, run_files.DETECTIONS):
+    for name in run_files.ALL:  # those of an earlier run
         (options.out / name).unlink(missing_ok=True)
     play(options, recording, tell)
     return write_report(options.out, recording, model, options.out)

@@ -207,6 +207,14 @@ def _accuracy_rows(accuracy: Mapping[str, Any]) -> str:
     return f'<table class="bars"><tbody>{rows}</tbody></table>'
 
 
+def _model(model: Mapping[str, Any]) -> str:
+    """Return the model's facts in a line; of its hash, what tells it from others."""
+    facts = {**model, "sha256": str(model.get("sha256", ""))[:12]}
+    if facts.get("classes"):
+        facts["classes"] = f"{facts['classes']} classes"
+    return ", ".join(str(value) for value in facts.values() if value)
+
+
 def _facts(report: Mapping[str, Any]) -> str:
     machine, model, code = report["machine"], report["model"], report["code"]
     commit = code["commit"] and code["commit"][:12] + (
@@ -222,7 +230,7 @@ def _facts(report: Mapping[str, Any]) -> str:
         "load": f"{report['state']['load_1min']} in the last minute",
         "ROS 2": machine["ros_distro"],
         "Python": machine["python"],
-        "model": ", ".join(str(value) for value in model.values() if value),
+        "model": _model(model),
         "commit": commit,
     }
     return "".join(

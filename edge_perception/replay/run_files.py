@@ -23,6 +23,7 @@ PLAYER_LEDGER = "player.jsonl"
 PROFILER_LEDGER = "ledger.jsonl"
 DETECTIONS = "detections.jsonl"
 COUNTERS = "counters.json"
+ALL = (PLAYER_LEDGER, PROFILER_LEDGER, DETECTIONS, COUNTERS)
 
 
 @dataclass(frozen=True)
