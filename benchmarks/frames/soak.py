@@ -1,0 +1,248 @@
+"""Four readers, one writer, and a supervisor that kills them at random.
+
+    python -m benchmarks.frames.soak --minutes 10 [--out docs/benchmarks/frames_cpu.json]
+
+Real processes over the shared_memory transport, 1080p frames at 30 Hz, a checksum over every byte
+of every frame. Four phases: readers attached but idle; reading; reading while readers are killed
+by SIGKILL; the same while the writer is killed too. What must hold: no torn frame, no lease or
+descriptor left behind, ``write`` not slower for the killing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.frames.frame_source import provenance
+
+READERS = 4
+PHASES = (("idle", 0.1), ("undisturbed", 0.15), ("readers_killed", 0.55), ("all_killed", 0.2))
+
+
+@dataclass
+class Tally:
+    """What all readers saw; filled by the threads that listen to them."""
+
+    read: int = 0
+    torn: int = 0
+    reattached: int = 0
+    unexpected: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def listen(self, child: subprocess.Popen[str]) -> None:
+        """Add up a reader's lines until it ends."""
+        assert child.stdout is not None
+        for line in child.stdout:
+            word, _, rest = line.strip().partition(" ")
+            with self.lock:
+                if word == "read":
+                    self.read += int(rest)
+                elif word == "torn":
+                    self.torn += 1
+                elif word == "reattached":
+                    self.reattached += 1
+                else:
+                    self.unexpected.append(line.strip())
+
+
+class Soak:
+    """The processes and the killing of them."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self._descriptor = folder / "descriptor"
+        self._mode = folder / "mode"
+        self._random = random.Random(seed)
+        self.tally = Tally()
+        self._readers: list[subprocess.Popen[str]] = []
+        self.kills = {"reader": 0, "writer": 0}
+        self.set_mode("idle")
+        self.writer = self._start_writer()
+        self._listeners: list[threading.Thread] = []
+        for _ in range(READERS):
+            self._start_reader()
+
+    def set_mode(self, mode: str) -> None:
+        """Tell the readers to idle or to read."""
+        fresh = self._mode.with_suffix(".new")
+        fresh.write_text(mode)
+        fresh.replace(self._mode)
+
+    def ask_writer(self) -> dict[str, Any]:
+        """Return the writer's statistics since the last question."""
+        assert self.writer.stdin is not None
+        assert self.writer.stdout is not None
+        self.writer.stdin.write("report\n")
+        self.writer.stdin.flush()
+        report: dict[str, Any] = json.loads(self.writer.stdout.readline())
+        return report
+
+    def run_phase(self, seconds: float, kills: dict[str, float]) -> None:
+        """Let it run; ``kills`` gives the mean seconds between kills of each kind."""
+        now = time.monotonic()
+        end = now + seconds
+        due = {kind: now + self._pause(mean) for kind, mean in kills.items()}
+        while time.monotonic() < end:
+            time.sleep(0.02)
+            for kind, at in due.items():
+                if time.monotonic() >= at:
+                    self._kill(kind)
+                    due[kind] = time.monotonic() + self._pause(kills[kind])
+
+    def stop_readers(self) -> None:
+        """End the readers and wait until all they said is counted."""
+        for reader in self._readers:
+            reader.terminate()
+            reader.wait(timeout=30)
+        for listener in self._listeners:
+            listener.join(timeout=30)
+
+    def close(self) -> None:
+        """Kill whatever still runs."""
+        for child in (*self._readers, self.writer):
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+
+    def _pause(self, mean: float) -> float:
+        return self._random.uniform(0.5, 1.5) * mean
+
+    def _kill(self, kind: str) -> None:
+        if kind == "reader":
+            victim = self._readers.pop(self._random.randrange(READERS))
+            victim.kill()
+            victim.wait()
+            self._start_reader()
+        else:
+            self.writer.kill()
+            self.writer.wait()
+            self.writer = self._start_writer()
+        self.kills[kind] += 1
+
+    def _start_writer(self) -> subprocess.Popen[str]:
+        writer = _start("soak_writer", str(self._descriptor))
+        assert writer.stdout is not None
+        if writer.stdout.readline().strip() != "ready":
+            raise SystemExit("the writer did not start")
+        return writer
+
+    def _start_reader(self) -> None:
+        reader = _start("soak_reader", str(self._descriptor), str(self._mode))
+        self._readers.append(reader)
+        listener = threading.Thread(target=self.tally.listen, args=(reader,), daemon=True)
+        listener.start()
+        self._listeners.append(listener)
+
+
+def run_soak(
+    seconds: float, reader_kill_s: float, writer_kill_s: float, seed: int = 4
+) -> dict[str, Any]:
+    """Run all phases; returns their figures. The processes end with it."""
+    segments = _shared_memory_files()
+    with tempfile.TemporaryDirectory() as folder:
+        soak = Soak(Path(folder), seed)
+        try:
+            phases, leaks = _run_phases(soak, seconds, reader_kill_s, writer_kill_s)
+        finally:
+            soak.close()
+    leaks["shared_memory_files"] = len(_shared_memory_files() - segments)
+    tally = soak.tally
+    undisturbed, killed = phases["undisturbed"], phases["readers_killed"]
+    return {
+        "minutes": round(seconds / 60, 2),
+        "reader_kills": soak.kills["reader"],
+        "writer_kills": soak.kills["writer"],
+        "frames_read": tally.read,
+        "torn": tally.torn,
+        "reattached": tally.reattached,
+        "unexpected": tally.unexpected[:10],
+        "leaked": sum(leaks.values()),
+        "leaks": leaks,
+        "write_p99_ratio_killed_to_undisturbed": _ratio(killed, undisturbed),
+        "write_p99_ratio_killed_to_idle": _ratio(killed, phases["idle"]),
+        "phases": phases,
+    }
+
+
+def _ratio(phase: dict[str, Any], base: dict[str, Any]) -> float | None:
+    """Ratio of the p99 of ``write``, if both phases were long enough to have one."""
+    if phase["p99_ms"] is None or base["p99_ms"] is None:
+        return None
+    return round(phase["p99_ms"] / base["p99_ms"], 3)
+
+
+def _run_phases(
+    soak: Soak, seconds: float, reader_kill_s: float, writer_kill_s: float
+) -> tuple[dict[str, Any], dict[str, int]]:
+    kills: dict[str, dict[str, float]] = {
+        "idle": {},
+        "undisturbed": {},
+        "readers_killed": {"reader": reader_kill_s},
+        "all_killed": {"reader": reader_kill_s, "writer": writer_kill_s},
+    }
+    time.sleep(1.0)  # let everybody attach
+    phases: dict[str, Any] = {}
+    before = soak.ask_writer()["open_files"]
+    for name, share in PHASES:
+        soak.set_mode("idle" if name == "idle" else "read")
+        soak.run_phase(share * seconds, kills[name])
+        phases[name] = soak.ask_writer()
+        if name == "readers_killed":
+            after = _settled(soak)["open_files"]
+    soak.stop_readers()
+    rest = _settled(soak)
+    leaks = {
+        "leases": rest["counters"]["leases_held"],
+        "sessions": rest["counters"]["readers"],
+        "writer_files": max(0, after - before),
+        "uncounted_frames": rest["attempted"] - rest["accounted"],
+    }
+    return phases, leaks
+
+
+def _settled(soak: Soak) -> dict[str, Any]:
+    """Ask once the newly started readers have attached."""
+    time.sleep(2.0)
+    return soak.ask_writer()
+
+
+def _shared_memory_files() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if "edge" in name}
+
+
+def _start(module: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", f"benchmarks.frames.{module}", *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+
+
+def main() -> None:
+    """Run, print, and put the figures into the JSON under ``soak``."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--reader-kill-s", type=float, default=1.6)
+    parser.add_argument("--writer-kill-s", type=float, default=4.5)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--commit", default="")
+    arguments = parser.parse_args()
+    figures = run_soak(arguments.minutes * 60, arguments.reader_kill_s, arguments.writer_kill_s)
+    print(json.dumps(figures, indent=2))
+    if arguments.out:
+        old = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+        facts = {"schema": 1, **old, "soak": {**figures, **provenance(arguments.commit)}}
+        arguments.out.write_text(json.dumps(facts, indent=2) + "\n")
+    if figures["torn"] or figures["leaked"] or figures["unexpected"]:
+        raise SystemExit("the soak failed")
+
+
+if __name__ == "__main__":
+    main()

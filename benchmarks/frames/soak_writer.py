@@ -1,0 +1,84 @@
+"""The soak's writer: a sealed 1080p frame 30 times a second, statistics on request."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.frames.frame_source import FULL_HD, info, percentiles, random_frame, seal
+from edge_perception.gpu.ring import FrameRing, RingSpec
+from edge_perception.gpu.transports import transport_named
+
+PERIOD_S = 1 / 30
+
+
+class Writer:
+    """The ring and what it took to write into it."""
+
+    def __init__(self) -> None:
+        spec = RingSpec("soak", slots=6, slot_bytes=FULL_HD.size_bytes, max_leases=4)
+        self.ring = FrameRing.create(spec, transport_named("shared_memory"))
+        self._times_ms: list[float] = []
+        self._attempted = 0
+
+    def write_for_ever(self) -> None:
+        """Write at a steady rate until the process ends."""
+        frames = [random_frame(seed) for seed in range(4)]
+        due = time.monotonic()
+        sequence = 0
+        while True:
+            sequence += 1
+            frame = frames[sequence % len(frames)]
+            seal(frame, sequence)
+            described = info(sequence)
+            began = time.perf_counter_ns()
+            self.ring.write(frame, described)
+            self._times_ms.append((time.perf_counter_ns() - began) / 1e6)
+            self._attempted = sequence
+            due += PERIOD_S
+            time.sleep(max(0.0, due - time.monotonic()))
+
+    def report(self) -> dict[str, Any]:
+        """Return the statistics since the last report."""
+        times, self._times_ms = self._times_ms, []
+        attempted, counters = self._attempted, self.ring.counters
+        accounted = counters.written + counters.dropped_all_slots_leased
+        return {
+            **(percentiles(times) if times else {}),
+            "counters": asdict(counters),
+            "attempted": attempted,
+            "accounted": min(accounted, attempted),
+            "open_files": len(os.listdir("/proc/self/fd")) - counters.readers * 2,
+            "resident_mb": _resident_mb(),
+        }
+
+
+def _resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+
+
+def main() -> None:
+    """Publish the descriptor, write in a thread, answer questions from stdin until it ends."""
+    writer = Writer()
+    place = Path(sys.argv[1])
+    fresh = place.with_suffix(".new")
+    fresh.write_bytes(writer.ring.descriptor(0))
+    fresh.replace(place)
+    threading.Thread(target=writer.write_for_ever, daemon=True).start()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(writer.report()), flush=True)
+
+
+if __name__ == "__main__":
+    np.seterr(all="raise")
+    main()
