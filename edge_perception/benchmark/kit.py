@@ -15,7 +15,8 @@ from edge_perception.benchmark.graph import Load, Model, Tell
 from edge_perception.core.machine import describe_code, describe_machine, describe_state, utc_now
 from edge_perception.errors import BagError
 from edge_perception.replay.bag_writer import BagWriter
-from edge_perception.replay.messages import COMPRESSED_IMAGE, read_image_data
+from edge_perception.replay.messages import COMPRESSED_IMAGE
+from edge_perception.replay.pictures import decode_picture
 from edge_perception.replay.sources import open_source
 
 SCHEMA = "edge_perception/graph-benchmark/1"
@@ -108,11 +109,11 @@ def _write_raw_bag(bag: Path, path: Path, size: tuple[int, int]) -> Path:
         for message in source.messages():
             if message.msgtype != COMPRESSED_IMAGE or frames == _RAW_FRAMES:
                 continue
-            data = np.asarray(read_image_data(message.cdr, message.msgtype).data, np.uint8)
-            pixels = cv2.imdecode(data, cv2.IMREAD_COLOR)
-            pixels = np.asarray(cv2.resize(pixels, size[::-1]), np.uint8)
-            writer.write_raw_image(frames * 33_333_333 + 1, pixels, "bgr8")
-            frames += 1
+            picture = decode_picture(message)
+            if picture is not None:
+                pixels = np.asarray(cv2.resize(picture, size[::-1]), np.uint8)
+                writer.write_raw_image(frames * 33_333_333 + 1, pixels, "bgr8")
+                frames += 1
     if not frames:
         raise BagError("the bag holds no compressed images to decode", got=str(bag))
     return path
