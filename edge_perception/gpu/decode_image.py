@@ -1,7 +1,8 @@
 """Compressed images (JPEG, PNG) to pixels on the CPU.
 
-The size is read from the file's header before anything is decoded, so that a small hostile file
-cannot ask for gigabytes.
+The size is read from the file's header before anything is decoded, and a PNG's chunks must lie
+inside the file (OpenCV allocates whatever length one claims), so that a small hostile file cannot
+ask for gigabytes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from edge_perception.errors import ImageError
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER = struct.Struct(">8sI4sII")
+_PNG_CHUNK = struct.Struct(">I4s")
+_PNG_CHUNK_FRAME_BYTES = 12  # length, kind and check sum around a chunk's body
 
 
 def decode_image(data: UInt8Array, max_bytes: int) -> tuple[UInt8Array, ImageFormat]:
@@ -58,6 +61,7 @@ def _decode_png(data: UInt8Array, head: bytes, max_bytes: int) -> tuple[UInt8Arr
         raise ImageError("PNG ends inside its header", got=f"{data.size} bytes")
     _, _, _, width, height = _PNG_HEADER.unpack(head)
     image_format = _bgr8(height, width, max_bytes)
+    _check_png_chunks(data)
     try:  # an orientation tag is ignored, as in JPEG: boxes refer to the sensor's rows
         pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
@@ -65,6 +69,17 @@ def _decode_png(data: UInt8Array, head: bytes, max_bytes: int) -> tuple[UInt8Arr
     if pixels is None or pixels.shape != (height, width, 3):
         raise ImageError("PNG is truncated or damaged", got=f"{data.size} bytes")
     return np.ascontiguousarray(pixels, np.uint8), image_format
+
+
+def _check_png_chunks(data: UInt8Array) -> None:
+    """Walk from chunk to chunk up to the last; raise ``ImageError`` where one leaves the file."""
+    at = len(_PNG_MAGIC)
+    while at + _PNG_CHUNK_FRAME_BYTES <= data.size:
+        length, kind = _PNG_CHUNK.unpack_from(data.data, at)
+        at += _PNG_CHUNK_FRAME_BYTES + length
+        if kind == b"IEND" and at <= data.size:
+            return
+    raise ImageError("PNG is truncated or damaged", got=f"{data.size} bytes")
 
 
 def _bgr8(height: int, width: int, max_bytes: int) -> ImageFormat:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import struct
 import zlib
 
@@ -148,6 +149,16 @@ def test_png_with_more_rows_than_it_says_gives_those_it_says() -> None:
 def test_png_with_fewer_rows_than_it_says_is_refused() -> None:
     with pytest.raises(ImageError, match="truncated or damaged"):
         decode_image(png(64, 48, bytes(193 * 20)), LIMIT)
+
+
+def test_chunk_that_claims_gigabytes_is_refused_before_opencv_allocates_them() -> None:
+    claim = struct.pack(">I", 0xF0000000) + b"tEXt"
+    data = encode(".png").tobytes()
+    bomb = np.frombuffer(data[:33] + claim + data[33:], np.uint8)
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ImageError, match="truncated or damaged"):
+        decode_image(bomb, LIMIT)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 100_000
 
 
 GOOD = {suffix: encode(suffix) for suffix in (".jpg", ".png")}
