@@ -1,7 +1,7 @@
 """The player node: a recording or a live device as a camera on the network.
 
-Messages keep the topics they were recorded on, below the node's namespace; remap them like any
-node's. They are published as the serialised bytes that the source yields, never deserialised on
+The only image topic of a source is published where the graph listens, whatever it was recorded
+on. Messages are published as the serialised bytes that the source yields, never deserialised on
 the way, except ground truth, whose inner stamps move too.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -55,6 +56,14 @@ PARAMETERS = (
         choices=STAMPS,
         fixed=True,
     ),
+    Declaration(
+        "topic_names",
+        "graph",
+        "graph: a topic that is the only one of its kind becomes image or image/compressed,"
+        " camera_info, ground_truth; recorded: all keep their names. Both below the namespace.",
+        choices=("graph", "recorded"),
+        fixed=True,
+    ),
     Declaration("topics", [], "Recorded topics to play; empty for all.", fixed=True),
     Declaration(
         "wait_for_subscribers",
@@ -82,6 +91,13 @@ _MESSAGE_CLASSES: Mapping[str, type] = {
     messages.CAMERA_INFO: CameraInfo,
     messages.DETECTIONS: Detection2DArray,
 }
+# Where the graph listens by default, by message type.
+_GRAPH_NAMES: Mapping[str, str] = {
+    messages.COMPRESSED_IMAGE: "image/compressed",
+    messages.IMAGE: "image",
+    messages.CAMERA_INFO: "camera_info",
+    messages.DETECTIONS: "ground_truth",
+}
 _CLOCK_PERIOD_S = 0.01
 # A matched writer may know of its reader before the reader knows of it; best-effort messages sent
 # in between are lost.
@@ -89,6 +105,23 @@ _SETTLE_S = 0.3
 # Reliable readers tell what they have when a heartbeat asks, by default every 3 s in Fast DDS.
 _ACKNOWLEDGE_S = 4.0
 _QOS_DEPTH = 10
+
+
+def published_names(topics: Mapping[str, str]) -> dict[str, str]:
+    """Return the graph's names for those recorded topics that are the only ones of their kind.
+
+    ``topics`` maps names to message types. Raw and compressed images are one kind.
+    """
+    kinds = {
+        topic: "image" if msgtype in messages.IMAGE_TYPES else msgtype
+        for topic, msgtype in topics.items()
+    }
+    counts = Counter(kinds.values())
+    return {
+        topic: _GRAPH_NAMES[msgtype]
+        for topic, msgtype in topics.items()
+        if counts[kinds[topic]] == 1
+    }
 
 
 class PlayerNode(ManagedNode):
@@ -119,16 +152,22 @@ class PlayerNode(ManagedNode):
         self._source = open_source(str(values["source"]), self._options.fps or DEFAULT_FPS)
         with self._source:  # closed again: readers may be bound to the thread that opens them
             topics = dict(self._source.topics)
-        for topic, msgtype in topics.items():
-            if not self._options.topics or topic in self._options.topics:
-                self._publishers_by_topic[topic] = self._advertise(topic, msgtype)
+        played = {
+            topic: msgtype
+            for topic, msgtype in topics.items()
+            if not self._options.topics or topic in self._options.topics
+        }
+        names = published_names(played) if values["topic_names"] == "graph" else {}
+        for topic, msgtype in played.items():
+            name = names.get(topic, topic.lstrip("/"))
+            self._publishers_by_topic[topic] = self._advertise(name, msgtype)
         if self._options.stamps == "recorded":
             self._clock_publisher = self.create_lifecycle_publisher(Clock, "/clock", 10)
 
     def _advertise(self, topic: str, msgtype: str) -> LifecyclePublisher:
         return self.create_lifecycle_publisher(
             _MESSAGE_CLASSES[msgtype],
-            topic.lstrip("/"),
+            topic,
             QoSProfile(depth=_QOS_DEPTH),
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )

@@ -22,7 +22,9 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage
 from vision_msgs.msg import Detection2DArray
 
+from edge_perception.nodes.player import published_names
 from edge_perception.replay.bag_writer import BagWriter
+from edge_perception.replay.messages import CAMERA_INFO, COMPRESSED_IMAGE, DETECTIONS, IMAGE
 from edge_perception.replay.playback import read_ledger
 
 FIRST_NS = 1_700_000_000_000_000_000
@@ -88,14 +90,17 @@ def bag(tmp_path: Path) -> Path:
 def start_player(domain: int) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     processes: list[subprocess.Popen[str]] = []
 
-    def start(source: Path | str, **parameters: object) -> subprocess.Popen[str]:
+    def start(
+        source: Path | str, *, arguments: tuple[str, ...] = (), **parameters: object
+    ) -> subprocess.Popen[str]:
         given = {"source": str(source), "autostart": True, **parameters}
-        arguments = [
+        settings = [
             text
             for name, value in given.items()
             for text in ("-p", f"{name}:={str(value).lower() if value in (True, False) else value}")
         ]
-        command = [sys.executable, "-m", "edge_perception.nodes.player", "--ros-args", *arguments]
+        command = [sys.executable, "-m", "edge_perception.nodes.player", "--ros-args", *settings]
+        command += arguments
         processes.append(
             subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
         )
@@ -127,6 +132,48 @@ def test_every_frame_arrives_with_its_truth_and_the_player_ends_by_itself(
     assert truths[0].detections[0].results[0].hypothesis.class_id == "mug"
     sent = read_ledger(tmp_path / "player.jsonl")
     assert [row.stamp_ns for row in sent if row.topic == "/image/compressed"] == stamps
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"), [("graph", "/robot/image/compressed"), ("recorded", "/robot/left/image")]
+)
+def test_only_camera_of_a_bag_is_published_where_the_graph_listens(
+    listener: Listener,
+    start_player: Callable[..., Any],
+    tmp_path: Path,
+    names: str,
+    expected: str,
+) -> None:
+    path = tmp_path / "named.mcap"
+    with BagWriter(path, namespace="/left/image") as writer:
+        writer.write_image(FIRST_NS, b"\xff\xd8jpeg")
+    topic = expected if names == "graph" else f"{expected}/image/compressed"
+    images = listener.listen(CompressedImage, topic)
+    start_player(path, topic_names=names, arguments=("-r", "__ns:=/robot"))
+    listener.spin_until(lambda: bool(images))
+    assert len(images) == 1
+
+
+@pytest.mark.parametrize(
+    ("topics", "names", "reason"),
+    [
+        ({"/a/image_raw": IMAGE}, {"/a/image_raw": "image"}, "one camera"),
+        ({"/a": IMAGE, "/b": COMPRESSED_IMAGE}, {}, "two image topics keep their names"),
+        (
+            {"/a": COMPRESSED_IMAGE, "/i": CAMERA_INFO, "/t": DETECTIONS},
+            {"/a": "image/compressed", "/i": "camera_info", "/t": "ground_truth"},
+            "a camera with its truth",
+        ),
+        (
+            {"/a": IMAGE, "/i": CAMERA_INFO, "/j": CAMERA_INFO},
+            {"/a": "image"},
+            "two camera infos keep their names",
+        ),
+        ({}, {}, "nothing"),
+    ],
+)
+def test_published_names(topics: dict[str, str], names: dict[str, str], reason: str) -> None:
+    assert published_names(topics) == names, reason
 
 
 def test_recorded_stamps_come_with_a_clock(
