@@ -15,6 +15,7 @@ import numpy as np
 _WIDTH, _HEIGHT = 1080, 264
 _LEFT, _RIGHT, _TOP = 52, 16, 26
 _BASE = _HEIGHT - 38
+_MOST_DRAWN = 4000
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,7 @@ def histogram(values_ms: Sequence[float], marks_ms: Mapping[str, float | None]) 
     parts += [_mark(axis_x.px(value), name, value) for name, value in known.items()]
     parts += _horizontal_axis(axis_x, nice_ticks(0, end, 10), "ms")
     if beyond:
-        parts.append(
-            f'<text class="note" x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 2}" text-anchor="end">'
-            f"{beyond} beyond {end:.0f} ms</text>"
-        )
+        parts.append(_note(f"{beyond} beyond {end:.0f} ms"))
     return _svg(parts, "Histogram of end-to-end latency")
 
 
@@ -82,7 +80,12 @@ def timeline(
     values_ms: Sequence[float | None],
     deadline_ms: float,
 ) -> str:
-    """Draw each sent frame at its time: a point at its latency, or a tick below if dropped."""
+    """Draw each sent frame at its time: a point at its latency, or a tick below if dropped.
+
+    Of more than 4,000 frames every n-th is drawn, and the chart says so.
+    """
+    step = math.ceil(len(values_ms) / _MOST_DRAWN)
+    seconds, values_ms = seconds[::step], values_ms[::step]
     known = [value for value in values_ms if value is not None]
     if not known:
         return _nothing()
@@ -97,6 +100,8 @@ def timeline(
         for second, value in zip(seconds, values_ms, strict=True)
     ]
     parts += _horizontal_axis(axis_x, nice_ticks(0, axis_x.high, 10), "s")
+    if step > 1:
+        parts.append(_note(f"one of {step} frames is drawn"))
     return _svg(parts, "End-to-end latency of each frame over time")
 
 
@@ -155,6 +160,10 @@ def _svg(parts: Sequence[str], title: str) -> str:
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{title}">'
         f"{''.join(parts)}</svg>"
     )
+
+
+def _note(text: str) -> str:
+    return f'<text class="note" x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 2}" text-anchor="end">{text}</text>'
 
 
 def _nothing() -> str:

@@ -152,7 +152,7 @@ def write_animation(path: Path, pictures: Iterable[UInt8Array], fps: float) -> b
         append_images=images[1:],
         duration=round(1000 / fps),
         loop=0,
-        quality=50,
+        quality=65,
         method=2,
     )
     return True

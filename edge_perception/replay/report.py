@@ -18,6 +18,8 @@ from edge_perception.replay.sources import TimedMessage, open_source
 
 _TILES = 9
 _HERO_SCALE = 2
+# Twelve seconds: a page with more would be slow to load, and encoding it slow to wait for.
+_MOST_ANIMATED = 120
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def _make_media(recording: Recording, run: Run, out: Path) -> Media:
     (out / "contact_sheet.jpg").write_bytes(sheet)
     animation = out / "annotated.webp"
     every = max(1, round((recording.fps or 0) / pictures.ANIMATION_FPS))
-    frames = run.frames[: recording.images : every]
+    frames = run.frames[: recording.images : every][:_MOST_ANIMATED]
     shown = (picture for picture, _ in _annotated(recording, frames, 1, captions=False))
     has_animation = pictures.write_animation(animation, shown, pictures.ANIMATION_FPS)
     return Media(

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from edge_perception.replay.charts import histogram, nice_ticks, timeline
 
-SVG = "{http://www.w3.org/2000/svg}"
 LATENCIES = st.lists(st.floats(0.01, 1e5), min_size=1, max_size=40)
 
 
@@ -55,6 +54,12 @@ def test_timeline_shows_each_frame_once(values: list[float | None]) -> None:
     dropped = sum(value is None for value in values)
     assert count(svg, "line", "dropped") == dropped
     assert count(svg, "circle", "point") == len(values) - dropped
+
+
+def test_long_timeline_is_thinned_out_and_says_so() -> None:
+    svg = timeline([index / 30 for index in range(9000)], [10.0] * 9000, 100.0)
+    assert count(svg, "circle", "point") == 3000
+    assert "one of 3 frames is drawn" in svg
 
 
 def test_deadline_is_drawn_only_where_it_fits() -> None:
