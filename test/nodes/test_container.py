@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("rclpy")
+rclpy = pytest.importorskip("rclpy")
 from diagnostic_msgs.msg import DiagnosticArray
 from pictures import (
     BLOCK_CENTRE,
@@ -20,6 +20,7 @@ from pictures import (
     WHITE,
     picture,
 )
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from tiny_models import CLASS_NAMES
@@ -223,6 +224,21 @@ def test_diagnostics_tell_each_node_once_a_second(running: Any) -> None:
             if message.status[0].name == f"{prefix}/{node}"
         ]
         assert 2 <= len(times) <= 4, node
+
+
+def test_listener_that_never_reads_delays_nobody(running: Any) -> None:
+    deaf = rclpy.create_node("deaf", namespace=running.namespace)
+    qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+    for topic_type, topic in (
+        (Detection2DArray, "detections"),
+        (DiagnosticArray, "detector/stages"),
+        (Image, "detector/debug_image"),
+    ):
+        deaf.create_subscription(topic_type, topic, lambda _: None, qos)  # and never spun
+    running.spin_for(0.3)
+    for _ in range(100):
+        detect(running, picture())
+    deaf.destroy_node()
 
 
 # Graphs of their own.

@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 pytest.importorskip("rclpy")
 from pictures import BLUE, RED, WHITE, picture
 from tiny_models import write_detector
 from vision_msgs.msg import Detection2DArray
+
+from edge_perception.nodes.runner import END_WITH_PARENT
 
 NODES = ("camera", "detector", "profiler")
 
@@ -218,3 +221,18 @@ def test_frames_while_the_detector_rests_are_not_its_drops(running: Any) -> None
     after = running.counters("detector")
     assert after["dropped"] == before["dropped"]
     assert after["processed"] - before["processed"] in (1, 2)  # the newest may have waited
+
+
+def test_node_ends_with_its_parent_where_launch_asks_for_it(graph: Any) -> None:
+    child = [sys.executable, "-m", "edge_perception.nodes.camera", "--ros-args"]
+    child += ["-r", f"__ns:={graph.namespace}"]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", f"import subprocess; subprocess.run({child!r})"],
+        env={**os.environ, END_WITH_PARENT: "1"},
+    )
+    graph.processes.append(parent)
+    assert graph.state("camera") == "unconfigured"
+    (node,) = psutil.Process(parent.pid).children()
+    parent.kill()
+    parent.wait()
+    assert node.wait(timeout=15) is None  # not our child: psutil sees only that it is gone

@@ -1,0 +1,160 @@
+"""What the camera node makes of sound messages, and what it tells of its source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+from diagnostic_msgs.msg import DiagnosticStatus
+from pictures import GREEN, picture, raw_fields
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import Image
+
+from edge_perception.core.image import ImageFormat
+from edge_perception.nodes.camera import CameraNode
+from edge_perception.nodes.frame_streams import LocalFrameStream
+from edge_perception.nodes.messages import to_header
+
+PERIOD_NS = 33_000_000
+
+
+@pytest.fixture
+def camera(ros: None) -> Iterator[CameraNode]:
+    node = CameraNode("camera_by_itself")
+    node.set_parameters([Parameter("image_transport", value="raw")])
+    node.trigger_configure()
+    node.trigger_activate()
+    yield node
+    node.stop()
+    node.destroy_node()
+
+
+def image(stamp_ns: int, **fields: Any) -> Image:
+    return Image(header=to_header(stamp_ns, "camera"), **{**raw_fields(picture(GREEN)), **fields})
+
+
+def now_ns(node: CameraNode) -> int:
+    return int(node.get_clock().now().nanoseconds)
+
+
+def test_frame_carries_its_messages_bytes_format_and_times(camera: CameraNode) -> None:
+    before_ns = now_ns(camera)
+    message = image(7_000_000_001, **raw_fields(picture(GREEN), "bgr8", 5))
+    camera._on_image(message)
+    lease = LocalFrameStream(camera).acquire_newest()
+    assert lease is not None
+    with lease:
+        info = lease.info
+        assert bytes(lease.pixels) == bytes(message.data)
+        assert info.format == ImageFormat("bgr8", 128, 128, 128 * 3 + 5)
+        assert (info.sequence, info.stamp_ns, info.frame_id) == (1, 7_000_000_001, "camera")
+        assert before_ns <= info.receive_stamp_ns <= now_ns(camera)
+        assert info.receive_ns <= info.decoded_ns
+
+
+def test_readers_are_woken_once_a_written_frame_and_not_for_a_rejected_one(
+    camera: CameraNode,
+) -> None:
+    woken: list[int] = []
+    stream = LocalFrameStream(camera)
+    stream.start(camera, lambda: woken.append(1))
+    camera._on_image(image(1))
+    camera._on_image(image(2, encoding="smoke"))
+    camera._on_image(image(3))
+    assert len(woken) == 2
+    stream.stop()
+    camera._on_image(image(4))
+    assert len(woken) == 2
+
+
+def test_stream_gives_the_newest_frame_once_and_counts_those_it_skipped(
+    camera: CameraNode,
+) -> None:
+    stream = LocalFrameStream(camera)
+    assert stream.acquire_newest() is None
+    seen = []
+    for burst in (1, 3, 2):
+        for _ in range(burst):
+            camera._on_image(image(1))
+        lease = stream.acquire_newest()
+        assert lease is not None
+        with lease:
+            seen.append(lease.sequence)
+        assert stream.acquire_newest() is None
+    assert seen == [1, 4, 6]
+    assert stream.skipped == 3
+
+
+def test_rejected_frames_are_nobodys_drops(camera: CameraNode) -> None:
+    stream = LocalFrameStream(camera)
+    for encoding in ("rgb8", "smoke", "smoke", "rgb8"):
+        camera._on_image(image(1, encoding=encoding))
+        lease = stream.acquire_newest()
+        if lease is not None:
+            lease.release()
+    camera._on_image(image(1, data=raw_fields(picture())["data"][:-1]))  # too short
+    camera._on_image(image(1))
+    lease = stream.acquire_newest()
+    assert lease is not None
+    lease.release()
+    assert stream.skipped == 0
+
+
+def test_frame_that_is_held_is_not_overwritten(camera: CameraNode) -> None:
+    camera._on_image(image(1))
+    held = LocalFrameStream(camera).acquire_newest()
+    assert held is not None
+    before = np.array(held.pixels)
+    for _ in range(20):
+        camera._on_image(image(2, **raw_fields(picture((9, 9, 9)))))
+    assert np.array_equal(held.pixels, before)
+    held.release()
+
+
+def test_losses_before_the_node_are_told_with_what_mends_them(camera: CameraNode) -> None:
+    start_ns = now_ns(camera)
+    for i in range(40):
+        if i not in (20, 21, 30):
+            camera._on_image(image(start_ns + i * PERIOD_NS))
+    level, message = camera.health()
+    assert level == DiagnosticStatus.WARN
+    assert "about 3 frames were lost" in message
+    assert "config/fastdds.xml" in message
+    assert camera.counters()["lost_before_camera_estimated"] == 3
+
+
+def test_steady_camera_is_well_and_a_silent_one_is_not(camera: CameraNode) -> None:
+    assert camera.health() == (DiagnosticStatus.WARN, "no image yet")
+    start_ns = now_ns(camera)
+    for i in range(20):
+        camera._on_image(image(start_ns + i * PERIOD_NS))
+    assert camera.health() == (DiagnosticStatus.OK, "active")
+
+
+def test_rejected_images_are_told(camera: CameraNode) -> None:
+    camera._on_image(image(1, encoding="smoke"))
+    level, message = camera.health()
+    assert level == DiagnosticStatus.WARN
+    assert "unknown image encoding" in message
+
+
+def test_odd_stamps_are_counted_and_their_images_used(camera: CameraNode) -> None:
+    start_ns = now_ns(camera)
+    for stamp_ns in (start_ns, start_ns - 1, 0, start_ns, start_ns + 10**10, -(10**9)):
+        camera._on_image(image(stamp_ns))
+    counters = camera.counters()
+    told = {name: counters[f"stamps_{name}"] for name in ("zero", "backward", "future")}
+    assert told == {"zero": 1, "backward": 2, "future": 1}
+    assert counters["ring_written"] == 6
+
+
+def test_messages_after_cleanup_are_nobodys(camera: CameraNode) -> None:
+    camera.trigger_deactivate()
+    camera.trigger_cleanup()
+    camera._on_image(image(1))
+    assert camera.counters()["received"] == 0
+    assert LocalFrameStream(camera).acquire_newest() is None
