@@ -163,7 +163,8 @@ def _svg(parts: Sequence[str], title: str) -> str:
 
 
 def _note(text: str) -> str:
-    return f'<text class="note" x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 2}" text-anchor="end">{text}</text>'
+    right, bottom = _WIDTH - _RIGHT, _HEIGHT - 2
+    return f'<text class="note" x="{right}" y="{bottom}" text-anchor="end">{text}</text>'
 
 
 def _nothing() -> str:
