@@ -90,6 +90,12 @@ def restamp(cdr: Buffer, msgtype: str, shift: Callable[[int], int]) -> bytes:
     return bytes(load_typestore().serialize_cdr(message, DETECTIONS))
 
 
+def warm_up() -> None:
+    """Make rosbags generate its code for detections now; at first use it takes 50 ms."""
+    box = np.zeros((1, 4), np.float32)
+    restamp(serialize_detections(1, "", box, [""]), DETECTIONS, lambda stamp_ns: stamp_ns)
+
+
 def serialize_compressed_image(
     stamp_ns: int, frame_id: str, data: Buffer, image_format: str = "jpeg"
 ) -> bytes:

@@ -120,6 +120,7 @@ class Playback:
             BagError: the source turns out to be damaged, or the ledger cannot be written.
 
         """
+        messages.warm_up()
         with ExitStack() as resources:
             resources.enter_context(self._source)
             if self._ledger_path is not None:
