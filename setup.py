@@ -27,6 +27,7 @@ setup(
         (SHARE, ["package.xml"]),
         (f"{SHARE}/launch", glob("launch/*.launch.py")),
         (f"{SHARE}/config", glob("config/*.yaml") + glob("config/*.xml")),
+        (f"{SHARE}/demo", glob("demo/*.mcap")),
         (f"{SHARE}/engines", glob("engines/*.yaml") + glob("engines/*.onnx")),
         (f"lib/{NAME}", glob("scripts/nodes/*")),
     ],
