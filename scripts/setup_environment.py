@@ -36,6 +36,7 @@ LINKED_FILES = {  # folder below the environment: files of this tree, as setup.p
     "share/edge_perception": "package.xml",
     "share/edge_perception/launch": "launch/*.launch.py",
     "share/edge_perception/config": "config/*.*",
+    "share/edge_perception/demo": "demo/*.mcap",
     "share/edge_perception/engines": "engines/*.*",
     "lib/edge_perception": "scripts/nodes/*",
 }
