@@ -152,7 +152,7 @@ class LedgerJoiner:
         stages = _Stages(told_ns, camera, values)
         if key in self._arrivals:
             return [_join(key, self._arrivals.pop(key), stages)]
-        self.unjoined_stages += key in self._stages
+        self.unjoined_stages += self._stages.pop(key, None) is not None
         self._stages[key] = stages
         return self.expire(told_ns)
 
@@ -161,12 +161,12 @@ class LedgerJoiner:
         rows = []
         while self._arrivals:
             key, arrival = next(iter(self._arrivals.items()))
-            if now_ns - arrival.arrival_ns < _LONGEST_WAIT_NS and not self._too_many():
+            if now_ns - arrival.arrival_ns < _LONGEST_WAIT_NS and not _too_many(self._arrivals):
                 break
             rows.append(self._give_up(key))
         while self._stages:
             key, stages = next(iter(self._stages.items()))
-            if now_ns - stages.told_ns < _LONGEST_WAIT_NS and not self._too_many():
+            if now_ns - stages.told_ns < _LONGEST_WAIT_NS and not _too_many(self._stages):
                 break
             del self._stages[key]
             self.unjoined_stages += 1
@@ -179,12 +179,13 @@ class LedgerJoiner:
         self._stages.clear()
         return rows
 
-    def _too_many(self) -> bool:
-        return max(len(self._arrivals), len(self._stages)) > _MOST_WAITING
-
     def _give_up(self, key: Key) -> LedgerRow:
         self.unjoined_detections += 1
         return _join(key, self._arrivals.pop(key), None)
+
+
+def _too_many(waiting: Mapping[Key, object]) -> bool:
+    return len(waiting) > _MOST_WAITING
 
 
 def _join(key: Key, arrival: _Arrival, stages: _Stages | None) -> LedgerRow:

@@ -205,8 +205,10 @@ class CameraNode(ManagedNode):
         self._take(message.header, lambda: _view_raw(message, self._max_image_bytes))
 
     def _on_compressed_image(self, message: CompressedImage) -> None:
-        data = np.frombuffer(message.data, np.uint8)
-        self._take(message.header, lambda: decode_image(data, self._max_image_bytes))
+        self._take(
+            message.header,
+            lambda: decode_image(np.frombuffer(message.data, np.uint8), self._max_image_bytes),
+        )
 
     def _take(
         self, header: Header, to_pixels: Callable[[], tuple[UInt8Array, ImageFormat]]
@@ -293,9 +295,8 @@ def _view_raw(message: Image, max_bytes: int) -> tuple[UInt8Array, ImageFormat]:
             got=image_format.size_bytes,
             mend="Raise the parameter max_image_bytes if such images are meant.",
         )
-    pixels = np.frombuffer(message.data, np.uint8)
-    check_size(pixels.size, image_format)
-    return pixels, image_format
+    check_size(len(message.data), image_format)
+    return np.frombuffer(message.data, np.uint8), image_format
 
 
 def main() -> int:

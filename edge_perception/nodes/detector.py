@@ -265,8 +265,10 @@ class DetectorNode(ManagedNode):
 
 def _tracker_class() -> Callable[[], Tracker]:
     """Import the tracker only where it is wanted: its library takes a second to import."""
-    from edge_perception.detection.tracker import Tracker
-
+    try:
+        from edge_perception.detection.tracker import Tracker
+    except ImportError as error:
+        raise ConfigError(f"parameter track: {error}", mend="pip install trackers.") from error
     return Tracker
 
 

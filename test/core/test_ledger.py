@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_perception.core.latency import STAGES
-from edge_perception.core.ledger import LedgerRow, make_row
+from edge_perception.core.ledger import Key, LedgerJoiner, LedgerRow, make_row
 
 STAMP_NS = 1_700_000_000_000_000_000
 TOLD = {
@@ -78,3 +78,71 @@ def test_trace_lays_the_stages_end_to_end_from_the_stamp() -> None:
 
 def test_source_whose_clock_is_ahead_gives_a_negative_age() -> None:
     assert row(STAMP_NS - 1).end_to_end_ns == -1
+
+
+# Joining.
+
+SECOND_NS = 1_000_000_000
+
+
+def key(i: int) -> Key:
+    return "cam", STAMP_NS + i
+
+
+def values(i: int) -> dict[str, int]:
+    return {"sequence": i, "receive_stamp_ns": STAMP_NS + i + 10, "infer_ns": 5}
+
+
+events = st.lists(
+    st.tuples(
+        st.sampled_from(["arrival", "stages", "expire"]), st.integers(0, 6), st.integers(0, 3)
+    ),
+    max_size=60,
+)
+
+
+@given(events)
+def test_every_half_becomes_part_of_one_row_or_is_counted(
+    halves: list[tuple[str, int, int]],
+) -> None:
+    joiner, now_ns = LedgerJoiner(), STAMP_NS
+    rows: list[LedgerRow] = []
+    for kind, i, seconds in halves:
+        now_ns += seconds * SECOND_NS
+        if kind == "arrival":
+            rows += joiner.add_arrival(key(i), now_ns, detections=i)
+        elif kind == "stages":
+            rows += joiner.add_stages(key(i), now_ns, "left", values(i))
+        else:
+            rows += joiner.expire(now_ns)
+    rows += joiner.finish()
+
+    kinds = [kind for kind, _, _ in halves]
+    joined = [row for row in rows if row.joined]
+    assert len(rows) == kinds.count("arrival")
+    assert joiner.unjoined_detections == len(rows) - len(joined)
+    assert joiner.unjoined_stages == kinds.count("stages") - len(joined)
+    for joined_row in joined:
+        assert joined_row.sequence == joined_row.detections == joined_row.stamp_ns - STAMP_NS
+
+
+def test_half_waits_two_seconds_for_the_other() -> None:
+    joiner = LedgerJoiner()
+    assert joiner.add_arrival(key(1), STAMP_NS, 1) == []
+    assert joiner.expire(STAMP_NS + 2 * SECOND_NS - 1) == []
+    (given_up,) = joiner.expire(STAMP_NS + 2 * SECOND_NS)
+    assert not given_up.joined
+    assert joiner.add_stages(key(1), STAMP_NS + 2 * SECOND_NS, "left", values(1)) == []
+    assert joiner.add_arrival(key(2), STAMP_NS + 5 * SECOND_NS, 1) == []
+    assert (joiner.unjoined_detections, joiner.unjoined_stages) == (1, 1)
+
+
+def test_flood_of_one_half_is_bounded_and_leaves_the_other_waiting() -> None:
+    joiner = LedgerJoiner()
+    joiner.add_arrival(key(0), STAMP_NS, 1)
+    for i in range(1, 5001):
+        joiner.add_stages(key(i), STAMP_NS, "left", values(i))
+    assert 2000 < 5000 - joiner.unjoined_stages < 2100
+    assert joiner.unjoined_detections == 0
+    (joined,) = joiner.add_stages(key(0), STAMP_NS, "left", values(0))
+    assert joined.joined

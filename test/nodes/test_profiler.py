@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("rclpy")
 from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from vision_msgs.msg import Detection2D, Detection2DArray
 
@@ -25,9 +26,9 @@ def make_profiler(ros: None) -> Iterator[Callable[..., ProfilerNode]]:
     def make(**parameters: Any) -> ProfilerNode:
         node = ProfilerNode(f"profiler_{len(made)}")
         node.set_parameters([Parameter(name, value=value) for name, value in parameters.items()])
-        node.trigger_configure()
-        node.trigger_activate()
         made.append(node)
+        if node.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+            node.trigger_activate()
         return node
 
     yield make
@@ -149,3 +150,15 @@ def test_files_hold_every_frame(make_profiler: Callable[..., ProfilerNode], tmp_
 
 def test_silence_is_told(make_profiler: Callable[..., ProfilerNode]) -> None:
     assert make_profiler().health() == (DiagnosticStatus.WARN, "no detections yet")
+
+
+def test_folder_that_cannot_be_written_fails_the_configuration_until_it_is_corrected(
+    make_profiler: Callable[..., ProfilerNode], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    node = make_profiler(output_dir=str(tmp_path / "file" / "below"))
+    assert node._health()[0] == DiagnosticStatus.ERROR
+    assert "output_dir cannot be written" in node._health()[1]
+    node.set_parameters([Parameter("output_dir", value=str(tmp_path / "out"))])
+    assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    assert (tmp_path / "out" / "ledger.jsonl").is_file()
