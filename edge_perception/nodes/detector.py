@@ -149,7 +149,8 @@ class DetectorNode(ManagedNode):
             class_ids=_matching_classes(values["classes"], names),
         )
         self._make_tracker = _tracker_class() if values["track"] else None
-        self._trackers.clear()
+        if self._make_tracker is None:
+            self._trackers.clear()
 
     def counters(self) -> Mapping[str, object]:
         """Frames processed, dropped and failed, and frame handles refused."""

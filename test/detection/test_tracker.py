@@ -71,6 +71,16 @@ def test_stamps_that_do_not_advance_begin_anew_each_time(stamps: list[int]) -> N
     assert [ids(tracker.update(boxes_at(100), stamp)) for stamp in stamps[1:]] == [[-1]] * 5
 
 
+def test_no_id_is_given_twice_though_a_bag_begins_anew() -> None:
+    tracker = Tracker()
+    seen: list[set[int]] = []
+    for _ in range(3):
+        told = [ids(tracker.update(boxes_at(10, 300), START_NS + i * PERIOD_NS)) for i in range(5)]
+        seen.append(set(told[-1]))
+    assert all(len(of_one_run) == 2 and min(of_one_run) >= 0 for of_one_run in seen)
+    assert len(set.union(*seen)) == 6
+
+
 @settings(max_examples=40)
 @given(
     st.lists(

@@ -179,6 +179,9 @@ def test_tracking_gives_ids_while_it_is_on(running: Any) -> None:
     assert running.set_parameters("detector", track=True).successful
     ids = [detect(running, picture()).detections[0].id for _ in range(5)]
     assert ids[-1] == ids[-2] != ""
+    assert running.set_parameters("detector", score_threshold=0.31).successful
+    assert detect(running, picture()).detections[0].id == ids[-1]  # other parameters lose no track
+    assert running.set_parameters("detector", score_threshold=0.3).successful
     assert running.set_parameters("detector", track=False).successful
     assert detect(running, picture()).detections[0].id == ""
 

@@ -12,7 +12,6 @@ import pytest
 
 pytest.importorskip("rclpy")
 from pictures import BLUE, GREEN, RED, picture
-from sensor_msgs.msg import Image
 from vision_msgs.msg import Detection2DArray
 
 from edge_perception.nodes.messages import from_detection2d_array
@@ -43,13 +42,12 @@ def test_two_processes_find_what_one_process_finds(
 ) -> None:
     start_pair(graph, manifest)
     detections = graph.listen(Detection2DArray, "detections")
-    # Until the detector has attached by a first handle, frames are nobody's.
-    first = graph.publisher(Image, "image")
-    assert first
     found = 0
     for i, image in enumerate(random_pictures(20)):
         encoding, padding = (("rgb8", 0), ("bgr8", 3), ("nv12", 0), ("bayer_rggb8", 2))[i % 4]
-        here = graph.send(image, encoding, padding)
+        frame_id = ("camera", "相机/öß 🤖" * 100)[i % 2]  # handles carry any text too
+        header = graph.next_header(frame_id)
+        here = graph.send(image, encoding, padding, header=header)
         apart = graph.answer_to(here, detections)
         together = running.answer_to(
             running.send(image, encoding, padding, header=here), running.detections
