@@ -27,19 +27,23 @@ choose_python() {
     return 1
 }
 
-# Messages of a sourced ROS 2 fit only the Python they were built for, which its rclpy tells.
-if [ -n "${AMENT_PREFIX_PATH:-}" ] && [[ "$AMENT_PREFIX_PATH" != "$PWD/.venv"* ]] &&
-    "${PYTHON:-python3}" -c 'import rclpy' >/dev/null 2>&1; then
+# A ROS 2 is sourced where a prefix other than our own is named.
+ros="wheels"
+venv_options=()
+if [ -n "${AMENT_PREFIX_PATH:-}" ] && [[ "$AMENT_PREFIX_PATH" != "$PWD/.venv"* ]]; then
     ros="system"
-    # Only what apt installed is seen by name; the wheels' own pins come first on the path.
-    venv_options=(--system-site-packages)
-else
-    ros="wheels"
-    venv_options=()
+    venv_options=(--system-site-packages) # apt's modules that rclpy needs
 fi
 
 scripts/system_packages.sh
 python=$(choose_python)
+if [ "$ros" = "wheels" ]; then
+    unset PYTHONPATH # what it names would be taken for installed here
+elif ! "$python" -c 'import rclpy' >/dev/null 2>&1; then
+    echo "setup: a ROS 2 is sourced ($AMENT_PREFIX_PATH), but $python cannot import its rclpy." \
+        "Name the Python it was built for (PYTHON=...), or use a shell where none is sourced." >&2
+    exit 1
+fi
 
 # The interpreter, the kind of ROS 2 and the place are what an environment cannot change later.
 made_from="$("$python" -VV) $python $ros $PWD"
