@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -260,34 +261,50 @@ def test_suppression_keeps_what_the_greedy_definition_keeps(seed: int, count: in
 SHARED_MODEL = Path(__file__).parents[3] / "shared" / "data" / "models" / "yolox_nano.onnx"
 
 
-COCO = SHARED_MODEL.parents[1] / "coco-mini"
+COCO_MINI = SHARED_MODEL.parents[1] / "coco-mini"
 
 
 @pytest.mark.skipif(not SHARED_MODEL.is_file(), reason="the shared YOLOX-Nano is not at hand")
-def test_yolox_nano_finds_most_large_objects_of_real_photographs(tmp_path: Path) -> None:
-    truth = json.loads((COCO / "instances.json").read_text())
+def test_yolox_nano_is_as_good_as_it_is_known_to_be(tmp_path: Path) -> None:
+    # An independent evaluation gives mAP50-95 0.285, and 0.290 with several labels an anchor.
+    pytest.importorskip("pycocotools")
+    truth = json.loads((COCO_MINI / "instances.json").read_text())
     classes = sorted(truth["categories"], key=lambda category: category["id"])
     detector = open_detector(yolox_nano_manifest(tmp_path, [c["name"] for c in classes]))
-    class_ids = {category["id"]: i for i, category in enumerate(classes)}
-    found_of: dict[int, Detections] = {}
-    for image in truth["images"][:12]:
-        data = np.fromfile(COCO / "images" / image["file_name"], np.uint8)
-        pixels, image_format = decode_image(data, 64 << 20)
-        found_of[image["id"]] = detect(detector, pixels.reshape(-1), image_format)
-    hits = [
-        is_hit(found_of[object_["image_id"]], object_["bbox"], class_ids[object_["category_id"]])
-        for object_ in truth["annotations"]
-        if object_["image_id"] in found_of and object_["area"] > 96 * 96 and not object_["iscrowd"]
+    results = [
+        {**result, "category_id": classes[result["category_id"]]["id"]}
+        for image in truth["images"]
+        for result in coco_results(detector, image)
     ]
-    assert len(hits) >= 10
-    assert np.mean(hits) > 0.5
+    assert len(truth["images"]) == 32
+    assert coco_map(results) == pytest.approx(0.285, abs=0.004)
     detector.close()
 
 
-def is_hit(found: Detections, xywh: list[float], class_id: int) -> bool:
-    x, y, width, height = xywh
-    box = np.array([[x, y, x + width, y + height]], np.float32)
-    return bool((iou_matrix(box, found.boxes_xyxy)[0][found.class_ids == class_id] > 0.5).any())
+def coco_results(detector: Detector, image: dict[str, Any]) -> list[dict[str, Any]]:
+    data = np.fromfile(COCO_MINI / "images" / image["file_name"], np.uint8)
+    pixels, image_format = decode_image(data, 64 << 20)
+    found = detect(detector, pixels.reshape(-1), image_format, score_threshold=0.001)
+    xywh = found.boxes_xyxy.copy()
+    xywh[:, 2:] -= xywh[:, :2]
+    return [
+        {"image_id": image["id"], "category_id": class_id, "bbox": box, "score": score}
+        for box, score, class_id in zip(
+            xywh.tolist(), found.scores.tolist(), found.class_ids.tolist(), strict=True
+        )
+    ]
+
+
+def coco_map(results: list[dict[str, Any]]) -> float:
+    from pycocotools import coco
+    from pycocotools.cocoeval import COCOeval
+
+    truth = coco.COCO(str(COCO_MINI / "instances.json"))
+    evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return float(evaluation.stats[0])
 
 
 def yolox_nano_manifest(folder: Path, class_names: list[str]) -> Path:
