@@ -27,6 +27,7 @@ from pip._vendor.packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 PREFIX = Path(sys.prefix)
+SITE_PACKAGES = sysconfig.get_path("purelib")
 REQUIREMENTS = ROOT / "requirements"
 INTERFACE = ROOT / "interfaces" / "vision_msgs"
 INTERFACE_RECORD = PREFIX / "share" / "vision_msgs" / "installed.json"
@@ -99,10 +100,12 @@ def read_pins(file: Path) -> Iterator[Requirement]:
 def is_intact(pin: Requirement) -> bool:
     """Tell whether ``pin``'s distribution is installed here as pinned with every file whole."""
     try:
-        distribution = metadata.distribution(pin.name)
-        return distribution.version in pin.specifier and _has_its_files(distribution)
-    except (metadata.PackageNotFoundError, KeyError, TypeError, ValueError):
-        return False  # absent, or its metadata are cut short
+        return any(
+            found.version in pin.specifier and _has_its_files(found)
+            for found in metadata.distributions(name=pin.name, path=[SITE_PACKAGES])
+        )
+    except (KeyError, TypeError, ValueError):
+        return False  # its metadata are cut short
 
 
 def _has_its_files(distribution: metadata.Distribution) -> bool:
@@ -122,8 +125,7 @@ def _is_whole(path: Path, size: int | None) -> bool:
 def _forget(pins: Iterable[Requirement]) -> None:
     """Remove the metadata of broken distributions: pip refuses to replace one without RECORD."""
     names = {_normalised(pin.name) for pin in pins}
-    site_packages = sysconfig.get_path("purelib")
-    for distribution in list(metadata.distributions(path=[site_packages])):
+    for distribution in list(metadata.distributions(path=[SITE_PACKAGES])):
         folder = Path(str(distribution.locate_file(""))) / getattr(distribution, "_path", "")
         if _normalised(folder.name.split("-")[0]) in names and folder.suffix == ".dist-info":
             shutil.rmtree(folder)

@@ -30,14 +30,14 @@ def setup() -> types.ModuleType:
 
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder on the path with one distribution, ``thing`` 1.2, of one file."""
+def installed(setup: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a site-packages folder with one distribution, ``thing`` 1.2, of one file."""
     (tmp_path / "thing.py").write_text("VALUE = 1\n")
     metadata = tmp_path / "thing-1.2.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: thing\nVersion: 1.2\n")
     (metadata / "RECORD").write_text("thing.py,,10\nthing-1.2.dist-info/METADATA,,\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(setup, "SITE_PACKAGES", str(tmp_path))
     return tmp_path
 
 
