@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ DOMAINS = range(1, 102)
 
 def pytest_configure() -> None:
     """Keep the tests' DDS traffic on this machine and apart from that of other test runs."""
+    _let_examples_take_their_time()
     os.environ.setdefault("ROS_DOMAIN_ID", str(DOMAINS[os.getpid() % len(DOMAINS)]))
     humble = os.environ.get("ROS_DISTRO") == "humble"
     name, value = (
@@ -25,6 +27,17 @@ def pytest_configure() -> None:
     os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)
     profile = str(ROOT / "config" / "fastdds.xml")
     os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", profile)
+
+
+def _let_examples_take_their_time() -> None:
+    """No hypothesis example fails for being slow: a busy machine is no defect."""
+    with contextlib.suppress(ImportError):
+        from hypothesis import HealthCheck, settings
+
+        settings.register_profile(
+            "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+        )
+        settings.load_profile("patient")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
