@@ -82,7 +82,7 @@ def join_pieces(folder: Path, name: str) -> Path:
 def load_smollm2(folder: Path, device: torch.device) -> nn.Module:
     """The float reference: SmolLM2's GGUF, dequantised to float32."""
     checkpoint = GgufCheckpoint(join_pieces(folder, "smollm2.gguf"))
-    settings = checkpoint.config()
+    settings = dict(checkpoint.config)
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     missing = model.load_state_dict(dict(checkpoint.items()), strict=False).missing_keys

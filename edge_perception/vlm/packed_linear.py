@@ -221,3 +221,28 @@ class PackedLinear(nn.Module):
     def extra_repr(self) -> str:
         """Show what ``print(model)`` needs."""
         return f"{self.in_features}, {self.out_features}, {self.bits} bits, g{self.group_size}"
+
+
+class PackedEmbedding(PackedLinear):
+    """An embedding table from a ``PackedWeight``: row n is word n's vector, in ``dtype``.
+
+    ``factor`` multiplies the vectors (Gemma's do so by the root of their width).
+    """
+
+    def __init__(self, packed: PackedWeight, dtype: torch.dtype, factor: float = 1.0) -> None:
+        super().__init__(packed)
+        self.dtype = dtype
+        self.factor = torch.tensor(factor, dtype=dtype)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """Vectors [..., K] of int64 ``token_ids`` [...]: only their rows are dequantised."""
+        rows = token_ids.reshape(-1)
+        chosen = replace(
+            self.packed,
+            codes=self.codes[rows],
+            scales=self.scales[rows],
+            zeros=self.zeros[rows],
+            bias=None,
+        )
+        vectors = chosen.dequantize(self.dtype).view(*token_ids.shape, self.in_features)
+        return vectors * self.factor.to(vectors.device)

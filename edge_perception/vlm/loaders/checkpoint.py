@@ -108,7 +108,7 @@ class Checkpoint:
                 codes.codes,
                 codes.scales,
                 codes.zeros,
-                bits=self._scheme().bits,
+                bits=self._scheme().bits_for(layer),
                 bias=bias,
                 input_order=codes.input_order,
             )
@@ -142,7 +142,7 @@ class Checkpoint:
             return _sorted_by_group(
                 read_compressed(
                     get("weight_packed"), get("weight_scale"), maybe("weight_zero_point"),
-                    get("weight_shape"), bits=scheme.bits,
+                    get("weight_shape"), bits=scheme.bits_for(layer),
                 ),
                 maybe("weight_g_idx"),
             )  # fmt: skip

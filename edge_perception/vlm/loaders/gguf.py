@@ -75,6 +75,7 @@ class GgufCheckpoint:
                 got=self.architecture,
             )
         self._tensors = {self._transformers_name(t.name): t for t in self._reader.tensors}
+        self.config = self._read_config()
 
     def metadata(self, key: str, default: object = None) -> Any:
         """The value of a metadata key, as Python objects."""
@@ -93,7 +94,7 @@ class GgufCheckpoint:
         """Tensor names in transformers' spelling, in file order."""
         return [name for name in self._tensors if not name.startswith("rope_freqs")]
 
-    def read(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> Tensor:
         """One tensor as float32, shape as transformers has it."""
         if name not in self._tensors:
             raise CheckpointError(
@@ -110,9 +111,9 @@ class GgufCheckpoint:
     def items(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor, one at a time."""
         for name in self.names():
-            yield name, self.read(name)
+            yield name, self.tensor(name)
 
-    def config(self) -> dict[str, Any]:
+    def _read_config(self) -> dict[str, Any]:
         """The transformers configuration (a ``config.json``) that the metadata describes."""
         hidden = int(self.hyperparameter("embedding_length"))
         heads = int(self.hyperparameter("attention.head_count"))

@@ -83,6 +83,39 @@ def unpack_words(
     return codes.flatten(-2)[..., :count]
 
 
+def pack_dense(codes: Tensor, bits: int) -> Tensor:
+    """Pack the last dimension into int32 as one stream of bits: 32 codes fill ``bits`` words.
+
+    Codes of 3 bits straddle words; for widths that divide 32 this is ``pack_words``.
+    """
+    count = codes.shape[-1]
+    padded = torch.nn.functional.pad(codes, (0, -count % 32))
+    grouped = padded.reshape(*codes.shape[:-1], -1, 32).to(torch.int64)
+    words = torch.zeros(*grouped.shape[:-1], bits, dtype=torch.int64, device=codes.device)
+    for index in range(32):
+        word, shift = divmod(index * bits, 32)
+        value = grouped[..., index] << shift
+        words[..., word] |= value & 0xFFFFFFFF
+        if shift + bits > 32:
+            words[..., word + 1] |= value >> 32
+    signed = torch.where(words >= 2**31, words - 2**32, words)
+    return signed.to(torch.int32).flatten(-2)[..., : -(-count * bits // 32)]
+
+
+def unpack_dense(words: Tensor, bits: int, count: int) -> Tensor:
+    """Undo ``pack_dense``: uint8 codes with ``count`` of them along the last dimension."""
+    padded = torch.nn.functional.pad(words, (0, -words.shape[-1] % bits)).to(torch.int64)
+    grouped = (padded & 0xFFFFFFFF).reshape(*words.shape[:-1], -1, bits)
+    codes = torch.empty(*grouped.shape[:-1], 32, dtype=torch.uint8, device=words.device)
+    for index in range(32):
+        word, shift = divmod(index * bits, 32)
+        value = grouped[..., word] >> shift
+        if shift + bits > 32:
+            value = value | (grouped[..., word + 1] << (32 - shift))
+        codes[..., index] = (value & (2**bits - 1)).to(torch.uint8)
+    return codes.flatten(-2)[..., :count]
+
+
 # AutoAWQ "gemm": qweight [K, N/8], qzeros [K/g, N/8], scales [K/g, N] (casper-hansen/AutoAWQ,
 # awq/modules/linear/gemm.py).
 
@@ -351,9 +384,10 @@ def write_gptq(codes: Codes, *, bits: int, version: int) -> dict[str, Tensor]:
     }
 
 
-# compressed-tensors "pack-quantized": weight_packed [N, K/(32//bits)], weight_scale [N, G], and for
-# asymmetric weights weight_zero_point packed along N (vllm-project/compressed-tensors,
-# compressors/quantized_compressors/pack_quantized.py). Signed values are stored plus 2^(bits-1).
+# compressed-tensors "pack-quantized": weight_packed int32 [N, ceil(K * bits / 32)], weight_scale
+# [N, G], and for asymmetric weights weight_zero_point packed along N (compressed-tensors,
+# compressors/pack_quantized). Values are stored plus 2^(bits-1). Older releases did not let a
+# code straddle words: their 3-bit files hold ten codes a word, which the width tells.
 
 
 def read_compressed(
@@ -364,33 +398,36 @@ def read_compressed(
     if shape.numel() != 2 or shape.dtype not in (torch.int32, torch.int64):
         raise CheckpointError("tensor 'weight_shape' does not fit its layout", expected="[N, K]")
     columns = int(shape[1])
-    per_word = 32 // bits
-    if int(shape[0]) != rows or -(-columns // per_word) != words or columns <= 0:
+    dense = words == -(-columns * bits // 32)
+    spaced = words == -(-columns // (32 // bits))
+    if int(shape[0]) != rows or columns <= 0 or not (dense or spaced):
         raise CheckpointError(
             "tensor 'weight_shape' disagrees with 'weight_packed'",
-            expected=f"[{rows}, up to {words * per_word}]", got=shape.tolist(),
+            expected=f"[{rows}, up to {words * 32 // bits}]", got=shape.tolist(),
         )  # fmt: skip
     groups = expect_matrix("weight_scale", scale, scale.dtype)[1]
     expect("weight_scale", scale, scale.dtype, (rows, groups))
     expect_division("weight_scale", columns, groups)
-    codes = unpack_words(packed, bits, columns).contiguous()
+    unpack = unpack_dense if dense else unpack_words
     if zero_point is None:
         zeros = torch.full((rows, groups), 2 ** (bits - 1), dtype=torch.uint8)
     else:
-        expect("weight_zero_point", zero_point, torch.int32, (-(-rows // per_word), groups))
-        zeros = unpack_words(zero_point.T.contiguous(), bits, rows).T.contiguous()
-    return Codes(codes, scale.contiguous(), zeros)
+        height = -(-rows * bits // 32) if dense else -(-rows // (32 // bits))
+        expect("weight_zero_point", zero_point, torch.int32, (height, groups))
+        zeros = unpack(zero_point.T.contiguous(), bits, rows).T.contiguous()
+    return Codes(unpack(packed, bits, columns).contiguous(), scale.contiguous(), zeros)
 
 
 def write_compressed(codes: Codes, *, bits: int, symmetric: bool) -> dict[str, Tensor]:
-    """Inverse of ``read_compressed``."""
+    """Inverse of ``read_compressed``, in the dense form of today's library."""
     tensors = {
-        "weight_packed": pack_words(codes.codes, bits),
-        "weight_scale": codes.scales,
+        "weight_packed": pack_dense(codes.codes, bits).contiguous(),
+        "weight_scale": codes.scales.contiguous(),
         "weight_shape": torch.tensor(codes.codes.shape, dtype=torch.int64),
     }
     if not symmetric:
-        tensors["weight_zero_point"] = pack_words(codes.zeros.T.contiguous(), bits).T.contiguous()
+        packed = pack_dense(codes.zeros.T.contiguous(), bits)
+        tensors["weight_zero_point"] = packed.T.contiguous()
     return tensors
 
 

@@ -6,7 +6,8 @@ Three dialects: ``quantization_config`` with ``quant_method`` awq or gptq, compr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,11 @@ LAYOUTS = ("gemm", "gemv", "gemv_fast", "marlin", "gptq", "pack-quantized")
 
 @dataclass(frozen=True)
 class Scheme:
-    """``bits`` of a code, ``group_size`` (-1: per channel), layout and, for GPTQ, its version."""
+    """``bits`` of a code, ``group_size`` (-1: per channel), layout and, for GPTQ, its version.
+
+    ``exceptions`` are (target, bits) of layers stored in another width; a target is a layer's name
+    or, after "re:", a regular expression that matches at its start.
+    """
 
     layout: str
     bits: int
@@ -26,6 +31,7 @@ class Scheme:
     symmetric: bool = False
     version: int = 1
     ignored: tuple[str, ...] = ()
+    exceptions: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -38,6 +44,13 @@ class Scheme:
             raise CheckpointError(
                 "group size out of range", expected="-1 or a positive number", got=self.group_size
             )
+
+    def bits_for(self, layer: str) -> int:
+        """The code width of the layer of this name."""
+        for target, bits in self.exceptions:
+            if layer == target or (target[:3] == "re:" and re.match(target[3:], layer)):
+                return bits
+        return self.bits
 
     def group_size_for(self, columns: int) -> int:
         """The group size of a layer ``columns`` wide."""
@@ -108,21 +121,36 @@ def _from_gptq(section: Mapping[str, Any]) -> Scheme:
 
 def _from_compressed_tensors(section: Mapping[str, Any]) -> Scheme:
     groups = section.get("config_groups")
-    if not isinstance(groups, Mapping) or len(groups) != 1:
+    if not isinstance(groups, Mapping) or not groups:
         raise CheckpointError(
-            "compressed-tensors settings not supported", expected="exactly one config group"
+            "compressed-tensors settings not supported", expected="config_groups with a group"
         )
-    (group,) = groups.values()
+    parts = [_weights_of(group) for group in groups.values()]
+    common = [part for part in parts if "Linear" in part[0]] or parts[:1]
+    if len(common) != 1:
+        raise CheckpointError(
+            "compressed-tensors settings not supported", expected="one group for all of Linear"
+        )
+    weights = common[0][1]
+    others = [part for part in parts if part is not common[0]]
+    per_channel = weights.get("strategy") == "channel" or weights.get("group_size") is None
+    formats = [group.get("format") for group in groups.values()]
+    return Scheme(
+        layout=str(next(filter(None, formats), None) or section.get("format")),
+        bits=_integer(weights, "num_bits"),
+        group_size=-1 if per_channel else _integer(weights, "group_size"),
+        symmetric=bool(weights.get("symmetric", True)),
+        ignored=_names(section.get("ignore")),
+        exceptions=tuple((t, _integer(w, "num_bits")) for targets, w in others for t in targets),
+    )
+
+
+def _weights_of(group: object) -> tuple[Sequence[str], Mapping[str, Any]]:
+    """A config group's targets and its weights' settings."""
     weights = group.get("weights") if isinstance(group, Mapping) else None
     if not isinstance(weights, Mapping) or weights.get("type", "int") != "int":
         raise CheckpointError(
             "compressed-tensors settings not supported", expected="integer weights", got=weights
         )
-    per_channel = weights.get("strategy") == "channel" or weights.get("group_size") is None
-    return Scheme(
-        layout=str(group.get("format") or section.get("format")),
-        bits=_integer(weights, "num_bits"),
-        group_size=-1 if per_channel else _integer(weights, "group_size"),
-        symmetric=bool(weights.get("symmetric", True)),
-        ignored=_names(section.get("ignore")),
-    )
+    assert isinstance(group, Mapping)
+    return _names(group.get("targets")), weights
