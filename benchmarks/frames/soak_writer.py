@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,38 @@ from edge_perception.gpu.transports import transport_named
 PERIOD_S = 1 / 30
 
 
+@dataclass(frozen=True)
+class Effort:
+    """What a stretch of one thread's work took: time, CPU time, and why it did not run."""
+
+    wall_ns: int
+    cpu_ns: int
+    sleeps: int
+    preemptions: int
+
+    @classmethod
+    def now(cls) -> Effort:
+        """Read the clocks of the calling thread."""
+        usage = resource.getrusage(resource.RUSAGE_THREAD)
+        return cls(time.perf_counter_ns(), time.thread_time_ns(), usage.ru_nvcsw, usage.ru_nivcsw)
+
+    def since(self, begin: Effort) -> Effort:
+        """Return what was added since ``begin``."""
+        return Effort(
+            self.wall_ns - begin.wall_ns,
+            self.cpu_ns - begin.cpu_ns,
+            self.sleeps - begin.sleeps,
+            self.preemptions - begin.preemptions,
+        )
+
+
 class Writer:
     """The ring and what it took to write into it."""
 
     def __init__(self) -> None:
         spec = RingSpec("soak", slots=6, slot_bytes=FULL_HD.size_bytes, max_leases=4)
         self.ring = FrameRing.create(spec, transport_named("shared_memory"))
-        self._times_ms: list[float] = []
+        self._efforts: list[Effort] = []
         self._attempted = 0
 
     def write_for_ever(self) -> None:
@@ -39,26 +65,35 @@ class Writer:
             frame = frames[sequence % len(frames)]
             seal(frame, sequence)
             described = info(sequence)
-            began = time.perf_counter_ns()
+            began = Effort.now()
             self.ring.write(frame, described)
-            self._times_ms.append((time.perf_counter_ns() - began) / 1e6)
+            self._efforts.append(Effort.now().since(began))
             self._attempted = sequence
             due += PERIOD_S
             time.sleep(max(0.0, due - time.monotonic()))
 
     def report(self) -> dict[str, Any]:
         """Return the statistics since the last report."""
-        times, self._times_ms = self._times_ms, []
+        efforts, self._efforts = self._efforts, []
         attempted, counters = self._attempted, self.ring.counters
         accounted = counters.written + counters.dropped_all_slots_leased
         return {
-            **(percentiles(times) if times else {}),
+            **(_figures(efforts) if efforts else {}),
             "counters": asdict(counters),
             "attempted": attempted,
             "accounted": min(accounted, attempted),
             "open_files": len(os.listdir("/proc/self/fd")) - counters.readers * 2,
             "resident_mb": _resident_mb(),
         }
+
+
+def _figures(efforts: list[Effort]) -> dict[str, Any]:
+    return {
+        **percentiles([effort.wall_ns / 1e6 for effort in efforts]),
+        "cpu_p99_ms": percentiles([effort.cpu_ns / 1e6 for effort in efforts])["p99_ms"],
+        "slept": sum(effort.sleeps > 0 for effort in efforts),
+        "preempted": sum(effort.preemptions > 0 for effort in efforts),
+    }
 
 
 def _resident_mb() -> float:
