@@ -107,3 +107,4 @@ _TRANSPORTS: dict[str, Callable[[], Transport]] = {
     "cuda_ipc": _cuda("CudaIpcTransport"),
     "cuda_mapped": _cuda("CudaMappedTransport"),
 }
+TRANSPORT_NAMES = tuple(_TRANSPORTS)

@@ -18,16 +18,20 @@ from std_msgs.msg import Header
 from edge_perception.core.frame import FrameInfo
 from edge_perception.core.gaps import GapEstimator
 from edge_perception.core.image import ImageFormat, UInt8Array, check_size
-from edge_perception.errors import EdgePerceptionError, ImageError
+from edge_perception.errors import ConfigError, EdgePerceptionError, ImageError
 from edge_perception.gpu.decode_image import decode_image
 from edge_perception.gpu.ring import FrameRing, RingSpec
-from edge_perception.gpu.transports import choose_transport
+from edge_perception.gpu.transports import (
+    TRANSPORT_NAMES,
+    TransportChoice,
+    choose_transport,
+    transport_named,
+)
 from edge_perception.nodes.managed import Health, ManagedNode
-from edge_perception.nodes.messages import to_header, to_nanoseconds
+from edge_perception.nodes.messages import to_frame_handle, to_nanoseconds
 from edge_perception.nodes.params import Declaration
 from edge_perception.nodes.runner import run
 
-FRAME_HANDLE_ENCODING = "edge_perception/frame"
 _FUTURE_NS = 1_000_000_000
 _SECOND_NS = 1_000_000_000
 _MAX_FRAME_ID_CHARACTERS = 1024
@@ -52,6 +56,13 @@ PARAMETERS = (
         "share_frames",
         False,
         "Keep frames where other processes can read them, and publish handles on ~/frames.",
+        fixed=True,
+    ),
+    Declaration(
+        "frame_transport",
+        "auto",
+        "How frames reach their readers: auto probes this machine; a name is taken or refused.",
+        choices=("auto", *TRANSPORT_NAMES),
         fixed=True,
     ),
     Declaration(
@@ -92,7 +103,7 @@ class CameraNode(ManagedNode):
         self._last_stamp_ns = 0
         self._sequence = 0
         self._max_image_bytes = 0
-        self._transport_name = ""
+        self._choice: TransportChoice | None = None
         self._subscription: Any = None
         self._search_timer: Any = None
         self._handles: Any = None
@@ -102,14 +113,11 @@ class CameraNode(ManagedNode):
         values = self.parameter_values()
         self.apply_parameters(values)
         spec = RingSpec(name=self.get_name(), slots=values["slots"])
-        transport = None
+        self._choice = _choose(values["frame_transport"], across_processes=values["share_frames"])
+        self.get_logger().info(f"frame transport {self._choice.transport.name}: {self._choice.why}")
         if values["share_frames"]:
-            choice = choose_transport(across_processes=True, gpu_readers=False)
-            self.get_logger().info(f"frames are shared by {choice.transport.name}: {choice.why}")
-            transport = choice.transport
             self._handles = self.create_lifecycle_publisher(Image, "~/frames", 1)
-        self.ring = FrameRing.create(spec, transport)
-        self._transport_name = self.ring.transport.name
+        self.ring = FrameRing.create(spec, self._choice.transport)
 
     def activate(self) -> None:
         """Subscribe, or begin to look for a publisher."""
@@ -147,7 +155,8 @@ class CameraNode(ManagedNode):
             "stamps_backward": self._counts["stamps_backward"],
             "stamps_future": self._counts["stamps_future"],
             "last_rejection": self._last_rejection,
-            "frame_transport": self._transport_name,
+            "frame_transport": self._choice.transport.name if self._choice else "",
+            "frame_transport_why": self._choice.why if self._choice else "",
             **{f"ring_{name}": count for name, count in ring.items()},
         }
 
@@ -236,7 +245,10 @@ class CameraNode(ManagedNode):
             self._sequence += 1
             written = ring.write(pixels.reshape(-1), info)
         except EdgePerceptionError as error:
-            self._reject(error)
+            if ring.failure is None:
+                self._reject(error)
+            else:
+                self.fail(f"frame ring failed: {error}")
             return
         if written is not None:
             self._tell_readers(info)
@@ -245,17 +257,8 @@ class CameraNode(ManagedNode):
         for wake in self.wakers:
             wake()
         if self._handles is not None and self.ring is not None:
-            data = self.ring.descriptor(info.sequence)
-            self._handles.publish(
-                Image(
-                    header=to_header(info.stamp_ns, info.frame_id),
-                    height=info.format.height,
-                    width=info.format.width,
-                    encoding=FRAME_HANDLE_ENCODING,
-                    step=len(data),
-                    data=data,
-                )
-            )
+            described = self.ring.descriptor(info.sequence)
+            self._handles.publish(to_frame_handle(info, described))
 
     def _judge_stamp(self, stamp_ns: int, now_ns: int) -> None:
         """Count stamps that no working camera sends; their images are used all the same."""
@@ -269,6 +272,19 @@ class CameraNode(ManagedNode):
         self._counts["rejected"] += 1
         self._last_rejection = str(error)
         self.get_logger().warning(f"image dropped: {error}", throttle_duration_sec=5.0)
+
+
+def _choose(name: str, *, across_processes: bool) -> TransportChoice:
+    """Take the transport that was asked for, or probe; never another one in silence."""
+    if name == "auto":  # the nodes' own models run on the CPU, so frames must be readable there
+        return choose_transport(across_processes=across_processes, gpu_readers=False)
+    transport = transport_named(name)
+    if across_processes and not transport.crosses_processes:
+        raise ConfigError(
+            f"frame_transport {name} does not reach other processes",
+            mend="Choose another, or set share_frames to false.",
+        )
+    return TransportChoice(transport, "as configured")
 
 
 def _check_header(header: Header) -> None:

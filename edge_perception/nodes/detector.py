@@ -162,6 +162,7 @@ class DetectorNode(ManagedNode):
             "last_error": self._last_error,
             "refused": sum(stream.refused for stream in self._streams),
             "last_refusal": self._last_refusal(),
+            "frame_transport": ", ".join(s.transport for s in self._streams if s.transport),
             "model": self._detector.manifest.name if self._detector else "",
         }
 

@@ -12,7 +12,8 @@ from sensor_msgs.msg import Image
 from edge_perception.errors import FrameError, FrameWriterGone
 from edge_perception.gpu.lease import FrameLease
 from edge_perception.gpu.reader import FrameReader
-from edge_perception.nodes.camera import FRAME_HANDLE_ENCODING, CameraNode
+from edge_perception.nodes.camera import CameraNode
+from edge_perception.nodes.messages import from_frame_handle
 
 
 class FrameStream(Protocol):
@@ -27,6 +28,10 @@ class FrameStream(Protocol):
 
     refused: int
     last_refusal: str
+
+    @property
+    def transport(self) -> str:
+        """Name of the way the frames come, "" while there is none."""
 
     @property
     def skipped(self) -> int:
@@ -74,6 +79,12 @@ class LocalFrameStream:
         self._wake: Callable[[], None] | None = None
 
     @property
+    def transport(self) -> str:
+        """The transport of the camera's ring."""
+        ring = self._camera.ring
+        return "" if ring is None else ring.transport.name
+
+    @property
     def skipped(self) -> int:
         """Frames never seen."""
         return self._seen.skipped
@@ -115,6 +126,11 @@ class RemoteFrameStream:
         self._wake: Callable[[], None] = lambda: None
 
     @property
+    def transport(self) -> str:
+        """The transport of the ring attached to."""
+        return "" if self._reader is None else self._reader.transport
+
+    @property
     def skipped(self) -> int:
         """Frames never seen."""
         return self._seen.skipped
@@ -149,14 +165,7 @@ class RemoteFrameStream:
 
     def _on_handle(self, message: Image) -> None:
         try:
-            if message.encoding != FRAME_HANDLE_ENCODING:
-                raise FrameError(
-                    f"{self.name} carries an image, not a frame handle",
-                    expected=f"encoding {FRAME_HANDLE_ENCODING!r}",
-                    got=message.encoding,
-                    mend="Subscribe a camera node to it, and read that node's ~/frames.",
-                )
-            self._attach(bytes(message.data))
+            self._attach(from_frame_handle(message))
         except FrameError as error:
             self._refuse(error)
             return

@@ -20,7 +20,10 @@ from vision_msgs.msg import (
 )
 
 from edge_perception.core.detections import Detections
+from edge_perception.core.frame import FrameInfo
 from edge_perception.core.image import UInt8Array
+from edge_perception.errors import FrameError
+from edge_perception.gpu import descriptor
 
 _NS = 1_000_000_000
 
@@ -38,6 +41,30 @@ def to_time(stamp_ns: int) -> Time:
 def to_header(stamp_ns: int, frame_id: str) -> Header:
     """Return a header."""
     return Header(stamp=to_time(stamp_ns), frame_id=frame_id)
+
+
+def to_frame_handle(info: FrameInfo, described: bytes) -> Image:
+    """Return the message that names a frame of a ring; ``described`` is its descriptor."""
+    return Image(
+        header=to_header(info.stamp_ns, info.frame_id),
+        height=info.format.height,
+        width=info.format.width,
+        encoding=descriptor.ENCODING,
+        step=len(described),
+        data=array("B", described),
+    )
+
+
+def from_frame_handle(message: Image) -> bytes:
+    """Return the descriptor that a frame handle carries; ``FrameError`` if it is an image."""
+    if message.encoding != descriptor.ENCODING:
+        raise FrameError(
+            "the topic carries an image, not a frame handle",
+            expected=f"encoding {descriptor.ENCODING!r}",
+            got=message.encoding,
+            mend="Subscribe a camera node to it, and read that node's ~/frames.",
+        )
+    return bytes(message.data)
 
 
 def to_detection2d_array(
