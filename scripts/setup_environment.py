@@ -10,6 +10,7 @@ of its sources. When nothing is wrong this takes about a second.
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import json
 import os
@@ -73,7 +74,7 @@ def install_complete_lists(files: list[Path]) -> None:
     broken = [pin for pin in pins.values() if not is_intact(pin)]
     if broken:
         _say(f"installing {len(broken)} of {len(pins)} distributions")
-        _forget(broken)
+        _forget_unfinished(broken)
         _pip("--no-deps", "--force-reinstall", *map(_bare, broken))
 
 
@@ -82,7 +83,7 @@ def install_extra(file: Path) -> None:
     broken = [pin for pin in read_pins(file) if not is_intact(pin)]
     if broken:
         _say(f"installing {file.stem}: {', '.join(map(_bare, broken))}")
-        _forget(broken)
+        _forget_unfinished(broken)
         limits = [REQUIREMENTS / "runtime.txt", REQUIREMENTS / "test.txt"]
         _pip("-r", str(file), *(f"--constraint={limit}" for limit in limits))
 
@@ -109,8 +110,13 @@ def is_intact(pin: Requirement) -> bool:
 
 
 def _has_its_files(distribution: metadata.Distribution) -> bool:
-    files = [file for file in distribution.files or [] if file.suffix != ".pyc"]
-    return bool(files) and all(_is_whole(Path(str(file.locate())), file.size) for file in files)
+    # distribution.files will not do: from Python 3.12 on it leaves out what is missing.
+    record = list(csv.reader((distribution.read_text("RECORD") or "").splitlines()))
+    return bool(record) and all(
+        _is_whole(Path(str(distribution.locate_file(path))), int(size) if size else None)
+        for path, _, size in record
+        if not path.endswith(".pyc")
+    )
 
 
 def _is_whole(path: Path, size: int | None) -> bool:
@@ -123,12 +129,13 @@ def _is_whole(path: Path, size: int | None) -> bool:
     return size is None or found >= size or path.suffix == ".cmake"
 
 
-def _forget(pins: Iterable[Requirement]) -> None:
-    """Remove the metadata of broken distributions: pip refuses to replace one without RECORD."""
+def _forget_unfinished(pins: Iterable[Requirement]) -> None:
+    """Remove metadata without RECORD, or nameless: pip refuses to replace such a distribution."""
     names = {_normalised(pin.name) for pin in pins}
-    for distribution in list(metadata.distributions(path=[SITE_PACKAGES])):
-        folder = Path(str(distribution.locate_file(""))) / getattr(distribution, "_path", "")
-        if _normalised(folder.name.split("-")[0]) in names and folder.suffix == ".dist-info":
+    for folder in Path(SITE_PACKAGES).glob("*.dist-info"):
+        found = metadata.Distribution.at(folder)
+        finished = found.read_text("RECORD") and "Name:" in (found.read_text("METADATA") or "")
+        if _normalised(folder.name.split("-")[0]) in names and not finished:
             shutil.rmtree(folder)
 
 
@@ -216,7 +223,7 @@ def install_this_package() -> None:
     recorded = PACKAGE_RECORD.read_text() if PACKAGE_RECORD.exists() else ""
     if recorded != digest or not is_intact(here):
         _say("installing edge_perception in place")
-        _forget([here])
+        _forget_unfinished([here])
         _pip("--no-deps", "--no-build-isolation", "--editable", str(ROOT))
         PACKAGE_RECORD.write_text(digest)
     for place, pattern in LINKED_FILES.items():

@@ -70,6 +70,19 @@ def test_damaged_distribution_is_not_intact(
     assert not setup.is_intact(setup.Requirement("thing==1.2"))
 
 
+def test_unfinished_metadata_are_removed_and_others_kept(
+    setup: types.ModuleType, installed: Path
+) -> None:
+    pins = [setup.Requirement("thing==1.2")]
+    setup._forget_unfinished(pins)
+    assert (installed / "thing-1.2.dist-info").exists()
+    (installed / "thing-1.2.dist-info" / "RECORD").unlink()
+    setup._forget_unfinished([setup.Requirement("other==1.0")])
+    assert (installed / "thing-1.2.dist-info").exists()
+    setup._forget_unfinished(pins)
+    assert not (installed / "thing-1.2.dist-info").exists()
+
+
 def test_other_version_or_absence_is_not_intact(setup: types.ModuleType, installed: Path) -> None:
     assert not setup.is_intact(setup.Requirement("thing==1.3"))
     assert not setup.is_intact(setup.Requirement("no-such-thing==1.0"))
