@@ -60,7 +60,6 @@ class _Session:
     nonce: int
     grants: dict[tuple[int, int], Grant] = field(default_factory=dict)
     epochs_sent: set[int] = field(default_factory=set)
-    waiting_after: int | None = None
     connected: bool = True
 
 
@@ -79,6 +78,7 @@ class LeaseServer:
         self._listener.setblocking(False)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._closing = False
+        self._waiting: dict[_Session, int] = {}  # and the sequence above which it wants a frame
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._wake, selectors.EVENT_READ, self._serve_waiting)
@@ -96,8 +96,12 @@ class LeaseServer:
         return self._refused
 
     def notify(self) -> None:
-        """Say that a frame was published. Never blocks."""
-        if not self._closing:
+        """Say that a frame was published. Never blocks.
+
+        Wakes the thread only for a reader that waits: one that begins to wait at this moment has
+        said so before it asked the desk, and has then either been seen here or found the frame.
+        """
+        if self._waiting and not self._closing:
             os.eventfd_write(self._wake, 1)
 
     def close(self) -> list[Grant]:
@@ -196,11 +200,10 @@ class LeaseServer:
         if packet.get("nonce") != session.nonce:
             raise FrameError("lease request of another session", got=packet.get("nonce"))
         if packet["op"] == "acquire":
-            session.waiting_after = protocol.integer(packet, "after")
+            self._waiting[session] = protocol.integer(packet, "after")
             self._serve(session, answer_none=not packet.get("wait"))
         elif packet["op"] == "cancel":
-            if session.waiting_after is not None:
-                session.waiting_after = None
+            if self._waiting.pop(session, None) is not None:
                 self._answer(session, {"op": "none"})
         elif packet["op"] == "release":
             self._release(session, packet)
@@ -220,21 +223,17 @@ class LeaseServer:
             os.eventfd_read(self._wake)
         except BlockingIOError:
             return
-        for session in tuple(self._sessions):
-            if session.waiting_after is not None and session.connected:
-                serve = partial(self._serve, session, answer_none=False)
-                self._refuse_on_error(session, serve)
+        for session in tuple(self._waiting):
+            serve = partial(self._serve, session, answer_none=False)
+            self._refuse_on_error(session, serve)
 
     def _serve(self, session: _Session, *, answer_none: bool) -> None:
-        after = session.waiting_after
-        if after is None:
-            return
-        granted = self._desk.grant_newest(after, f"pid {session.pid}")
+        granted = self._desk.grant_newest(self._waiting[session], f"pid {session.pid}")
         if granted is not None:
-            session.waiting_after = None
+            del self._waiting[session]
             self._send_grant(session, *granted)
         elif answer_none:
-            session.waiting_after = None
+            del self._waiting[session]
             self._answer(session, {"op": "none"})
 
     def _send_grant(self, session: _Session, grant: Grant, memory: FrameMemory) -> None:
@@ -258,6 +257,7 @@ class LeaseServer:
         """End the connection; leases stay until the process dies."""
         if session.connected:
             session.connected = False
+            self._waiting.pop(session, None)
             self._selector.unregister(session.connection)
             session.connection.close()
         if not session.grants:
