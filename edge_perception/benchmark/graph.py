@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from edge_perception.benchmark.processes import NodeProcess, pause
 from edge_perception.core.latency import LatencySummary
 from edge_perception.errors import EdgePerceptionError
+from edge_perception.replay import run_files
+from edge_perception.replay.graph_process import NodeProcess, await_file, pause
 
 OURS, DEPTH_10, DEPTH_1 = "ours", "baseline_depth_10", "baseline_depth_1"
 SYSTEMS = (OURS, DEPTH_10, DEPTH_1)
@@ -54,7 +55,7 @@ class Model:
     @property
     def parameters(self) -> dict[str, object]:
         """Parameters of the node that runs it."""
-        return {"threads": self.threads, "manifest": self.manifest or ""}
+        return {"threads": self.threads, "manifest": str(self.manifest or "")}
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,15 @@ def measure(system: str, load: Load, model: Model) -> Measured:
         folder = Path(scratch)
         with _profiler(folder), _system(system, folder, load, model) as node:
             with _player(folder, load) as player:
-                _wait_for_first_result(folder / "detections.jsonl", node, player)
+                _await_first_result(folder, node, player)
                 pause(load.seconds + _WARM_UP_S, node, player)
             time.sleep(0.5)  # what is under way may still arrive
-        return _judge(system, _read_rows(folder / "ledger.jsonl"))
+        return _judge(system, _read_rows(folder / run_files.PROFILER_LEDGER))
 
 
 def _profiler(folder: Path) -> NodeProcess:
-    parameters = {"autostart": True, "output_dir": folder}
-    return NodeProcess("profiler", folder / "profiler.log", parameters)
+    parameters = {"autostart": True, "output_dir": str(folder)}
+    return NodeProcess("profiler", parameters, folder / "profiler.log")
 
 
 def _system(system: str, folder: Path, load: Load, model: Model) -> NodeProcess:
@@ -103,28 +104,21 @@ def _system(system: str, folder: Path, load: Load, model: Model) -> NodeProcess:
             "image_transport": "compressed" if load.compressed else "raw",
             "reliability": "reliable",  # as the baselines', so that nobody loses before its queue
         }
-        return NodeProcess("container", log, parameters)
+        return NodeProcess("container", parameters, log)
     depth = 10 if system == DEPTH_10 else 1
     return NodeProcess(
-        "baseline", log, {"depth": depth, "compressed": load.compressed, **model.parameters}
+        "baseline", {"depth": depth, "compressed": load.compressed, **model.parameters}, log
     )
 
 
 def _player(folder: Path, load: Load) -> NodeProcess:
-    parameters = {"autostart": True, "source": load.bag, "fps": load.fps, "loop": True}
-    return NodeProcess("player", folder / "player.log", parameters)
+    parameters = {"autostart": True, "source": str(load.bag), "fps": float(load.fps), "loop": True}
+    return NodeProcess("player", parameters, folder / "player.log")
 
 
-def _wait_for_first_result(results: Path, *processes: NodeProcess) -> None:
+def _await_first_result(folder: Path, *processes: NodeProcess) -> None:
     """Wait until the graph runs: what starting takes is no part of the measurement."""
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while not (results.exists() and results.stat().st_size):
-        if time.monotonic() > deadline:
-            raise EdgePerceptionError(
-                f"no result within {_START_TIMEOUT_S:.0f} s",
-                mend="See whether the bag holds images, and the model runs, with the demo.",
-            )
-        pause(0.1, *processes)
+    await_file(folder / run_files.DETECTIONS, _START_TIMEOUT_S, *processes, filled=True)
 
 
 def _read_rows(ledger: Path) -> list[dict[str, Any]]:
@@ -249,12 +243,12 @@ def memory_growth(load: Load, model: Model, frames: int, tell: Tell) -> dict[str
             _system(OURS, folder, load, model) as node,
             _player(folder, load) as player,
         ):
-            _wait_for_first_result(folder / "detections.jsonl", node, player)
+            _await_first_result(folder, node, player)
             pause(min(30.0, 0.1 * frames / load.fps), node, player)
-            start_bytes, start_cpu = node.resident_bytes(), node.cpu_seconds()
+            start_bytes, start_cpu = node.unique_bytes(), node.cpu_seconds()
             pause(frames / load.fps, node, player)
-            grown = node.resident_bytes() - start_bytes
-            processed = len(_read_rows(folder / "ledger.jsonl"))
+            grown = node.unique_bytes() - start_bytes
+            processed = len(_read_rows(folder / run_files.PROFILER_LEDGER))
             cpu = node.cpu_seconds() - start_cpu
     tell(f"memory: grew {grown / 1e6:.2f} MB over {frames} camera frames")
     return {

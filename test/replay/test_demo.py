@@ -20,7 +20,7 @@ import yaml
 from tiny_models import write_detector
 
 from edge_perception.replay.bag_writer import BagWriter
-from edge_perception.replay.demo import ros_arguments
+from edge_perception.replay.graph_process import ros_arguments
 
 FRAMES = 40
 SIDE = 128
