@@ -12,7 +12,7 @@ recorder's output, and is kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,12 +35,18 @@ class Sample:
 
 
 class _Recorder(nn.Module):
-    """Stands in for a block: keeps what it is called with and returns its input."""
+    """Stands in for a block: keeps what it is called with and returns its input.
 
-    def __init__(self, block: nn.Module, calls: list[tuple[Tensor, tuple[Any, ...], Any]]) -> None:
+    The last one ends the forward pass: nothing after the blocks need be loaded, or computed.
+    """
+
+    def __init__(
+        self, block: nn.Module, calls: list[tuple[Tensor, tuple[Any, ...], Any]], *, last: bool
+    ) -> None:
         super().__init__()
         object.__setattr__(self, "_block", block)  # not a child: it must not be moved or listed
         self._calls = calls
+        self._last = last
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -51,7 +57,13 @@ class _Recorder(nn.Module):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         kwargs.pop("past_key_values", None)
         self._calls.append((hidden_states, args, kwargs | {"use_cache": False}))
+        if self._last:
+            raise _Recorded
         return hidden_states
+
+
+class _Recorded(Exception):
+    """Every block's call was seen."""
 
 
 @torch.no_grad()
@@ -60,36 +72,23 @@ def record_samples(
 ) -> list[Sample]:
     """Run the model's own forward once a batch, with recorders in place of the blocks.
 
-    Hidden states go to ``storage``. The model's weights outside the tower must be loaded.
+    Hidden states go to ``storage``. What the model runs before the tower must be loaded.
     """
     blocks = list(tower.blocks)
     samples = []
     calls: list[tuple[Tensor, tuple[Any, ...], Any]] = []
     try:
         for index, block in enumerate(blocks):
-            tower.blocks[index] = _Recorder(block, calls)
-        with _headless(model):
-            for batch in batches:
-                calls.clear()
+            tower.blocks[index] = _Recorder(block, calls, last=index + 1 == len(blocks))
+        for batch in batches:
+            calls.clear()
+            with suppress(_Recorded):
                 model(**batch)
-                samples.append(_sample_of(calls, storage))
+            samples.append(_sample_of(calls, storage))
     finally:
         for index, block in enumerate(blocks):
             tower.blocks[index] = block
     return samples
-
-
-@contextmanager
-def _headless(model: nn.Module) -> Iterator[None]:
-    """Spare the recording pass the product with the vocabulary."""
-    head = getattr(model, "lm_head", None)
-    if head is not None:
-        model.lm_head = nn.Identity()
-    try:
-        yield
-    finally:
-        if head is not None:
-            model.lm_head = head
 
 
 def _sample_of(

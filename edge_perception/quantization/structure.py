@@ -98,8 +98,9 @@ def find_towers(model: nn.Module) -> list[Tower]:
 
 
 def _is_stack(blocks: nn.ModuleList) -> bool:
-    kinds = {type(block) for block in blocks}
-    return len(kinds) == 1 and any("norm" in name for name, _ in blocks[0].named_children())
+    children = [{name for name, _ in block.named_children()} for block in blocks]
+    alike = len({type(block) for block in blocks}) == 1
+    return alike and all(any(part in name for name in children[0]) for part in ("norm", "att"))
 
 
 def linear_names(block: nn.Module) -> list[str]:

@@ -84,7 +84,16 @@ def build_skeleton(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
     made.dtype = dtype
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
+    if is_tied(model):
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight
     return model.eval()
+
+
+def is_tied(model: nn.Module) -> bool:
+    """Whether the head shares the embedding's weight."""
+    config = model.config
+    told = config.tie_word_embeddings or config.get_text_config().tie_word_embeddings
+    return bool(told) and model.get_output_embeddings() is not None
 
 
 @contextmanager
@@ -133,7 +142,7 @@ def set_parameter(model: nn.Module, name: str, value: Tensor) -> None:
     if there is None or there.shape != value.shape:
         raise CheckpointError(
             f"tensor {name!r} does not fit the model",
-            expected=None if there is None else str(list(there.shape)),
+            expected="nothing" if there is None else str(list(there.shape)),
             got=list(value.shape),
         )
     is_parameter = kind is module._parameters
@@ -215,7 +224,7 @@ def _tie(model: nn.Module) -> None:
     embedding = model.get_input_embeddings()
     if isinstance(embedding, PackedEmbedding):
         model.lm_head = PackedLinear(embedding.packed)
-    elif model.config.get_text_config().tie_word_embeddings or model.config.tie_word_embeddings:
+    elif is_tied(model):
         head.weight = embedding.weight
 
 
