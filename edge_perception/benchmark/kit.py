@@ -36,7 +36,7 @@ class Effort:
     @classmethod
     def full(cls) -> Effort:
         """Return the effort behind published figures."""
-        return cls(pairs=5, seconds=15.0, memory_frames=20_000, memory_fps=150.0)
+        return cls(pairs=5, seconds=10.0, memory_frames=20_000, memory_fps=150.0)
 
     @classmethod
     def quick(cls) -> Effort:

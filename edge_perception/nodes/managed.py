@@ -18,7 +18,10 @@ from edge_perception.nodes.messages import to_diagnostic_array, to_status
 from edge_perception.nodes.params import Declaration, declare
 
 AUTOSTART = Declaration(
-    "autostart", False, "Configure and activate the node by itself when its process starts."
+    "autostart",
+    False,
+    "Configure and activate the node when its process starts, which ends with status 1 where that"
+    " fails. For use without launch or a life-cycle manager.",
 )
 DIAGNOSTICS_PERIOD_S = 1.0
 

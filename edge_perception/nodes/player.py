@@ -34,7 +34,8 @@ from edge_perception.nodes.runner import run
 from edge_perception.replay import messages
 from edge_perception.replay.playback import STAMPS, Playback, PlayOptions
 from edge_perception.replay.schedule import MAX_RATE, MIN_RATE
-from edge_perception.replay.sources import DEFAULT_FPS, Source, open_source
+from edge_perception.replay.source import DEFAULT_FPS, Source
+from edge_perception.replay.sources import open_source
 
 PARAMETERS = (
     Declaration("source", "", "Bag, folder of images, video file or /dev/videoN.", fixed=True),

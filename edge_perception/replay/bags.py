@@ -11,7 +11,7 @@ from rosbags.rosbag2 import Reader
 
 from edge_perception.errors import BagError
 from edge_perception.replay import messages
-from edge_perception.replay.sources import TimedMessage
+from edge_perception.replay.source import TimedMessage
 from edge_perception.replay.typestore import load_typestore
 
 

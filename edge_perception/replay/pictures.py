@@ -14,7 +14,7 @@ from edge_perception.core.image import ImageFormat, UInt8Array, view_image
 from edge_perception.errors import EdgePerceptionError
 from edge_perception.replay import messages
 from edge_perception.replay.messages import LabelledBoxes
-from edge_perception.replay.sources import TimedMessage
+from edge_perception.replay.source import TimedMessage
 
 SHOWN_SCORE = 0.3
 ANIMATION_FPS = 10.0

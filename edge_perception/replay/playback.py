@@ -26,7 +26,7 @@ from edge_perception.replay.schedule import (
     pass_length_ns,
     stamp_offset_ns,
 )
-from edge_perception.replay.sources import Source, TimedMessage
+from edge_perception.replay.source import Source, TimedMessage
 
 STAMPS = ("shifted", "recorded")
 Publish = Callable[[str, bytes], None]

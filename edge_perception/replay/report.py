@@ -14,7 +14,8 @@ from edge_perception.replay.figures import make_report
 from edge_perception.replay.messages import LabelledBoxes
 from edge_perception.replay.page import FrameTimes, Media, render_page
 from edge_perception.replay.run_files import PlayedFrame, Run, load_run
-from edge_perception.replay.sources import TimedMessage, open_source
+from edge_perception.replay.source import TimedMessage
+from edge_perception.replay.sources import open_source
 
 _TILES = 9
 _HERO_SCALE = 2

@@ -1,4 +1,4 @@
-"""Where a replay's messages come from: one protocol for bags, image folders, videos and cameras.
+"""Opening what a replay plays: bags, image folders, videos and cameras behind one protocol.
 
 Every source yields *serialised* messages with the time at which they were recorded. A bag's bytes
 therefore go to the network as they came, an image file becomes a ``CompressedImage`` without being
@@ -9,58 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
 
 from edge_perception.errors import BagError
 from edge_perception.replay import messages
+from edge_perception.replay.source import DEFAULT_FPS, Source, TimedMessage, even_time_ns
 
-DEFAULT_FPS = 30.0
 BAG_SUFFIXES = frozenset({".mcap", ".db3"})
 IMAGE_FORMATS: Mapping[str, str] = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png"}
-
-# Sources without times of their own start here: a stamp of zero would mean "not set".
-FIRST_FRAME_NS = 1_000_000_000
-
-
-@dataclass(frozen=True)
-class TimedMessage:
-    """A serialised message and when it was recorded, in nanoseconds of its source's clock."""
-
-    recorded_ns: int
-    topic: str
-    msgtype: str
-    cdr: bytes
-
-
-class Source(Protocol):
-    """A context manager that yields messages in the order of their recorded times.
-
-    ``topics`` maps each topic's name to its message type once the source is open. A ``live``
-    source makes its messages now: they cannot be scheduled and never end by themselves.
-    """
-
-    live: bool
-    topics: Mapping[str, str]
-
-    def __enter__(self) -> Source:
-        """Open the source; raises ``BagError`` if it cannot be read or holds no image."""
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close the source."""
-
-    def messages(self) -> Iterator[TimedMessage]:
-        """Yield all messages; each call starts over. Raises ``BagError`` on damaged data."""
-
-    def image_times_ns(self) -> list[int]:
-        """Return the recorded times of the first image topic's messages."""
 
 
 class ImageFolder:
@@ -112,11 +69,6 @@ class ImageFolder:
     def image_times_ns(self) -> list[int]:
         """Return evenly spaced times, ``fps`` a second."""
         return [even_time_ns(index, self.fps) for index in range(len(self._files))]
-
-
-def even_time_ns(index: int, fps: float) -> int:
-    """Return the time of frame ``index`` of a source that has only a rate."""
-    return FIRST_FRAME_NS + round(index * 1e9 / fps)
 
 
 def open_source(where: str, fps: float = DEFAULT_FPS) -> Source:

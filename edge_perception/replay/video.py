@@ -12,7 +12,7 @@ import numpy as np
 
 from edge_perception.errors import BagError
 from edge_perception.replay import messages
-from edge_perception.replay.sources import DEFAULT_FPS, TimedMessage, even_time_ns
+from edge_perception.replay.source import DEFAULT_FPS, TimedMessage, even_time_ns
 
 _TOPIC = "/image"
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from edge_perception.replay import messages, pictures
 from edge_perception.replay.messages import LabelledBoxes
-from edge_perception.replay.sources import TimedMessage
+from edge_perception.replay.source import TimedMessage
 
 GREY = np.full((120, 160, 3), 128, np.uint8)
 

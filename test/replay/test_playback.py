@@ -15,7 +15,7 @@ from edge_perception.errors import BagError, ConfigError
 from edge_perception.replay import messages
 from edge_perception.replay.bags import BagSource
 from edge_perception.replay.playback import Playback, PlayOptions, read_ledger
-from edge_perception.replay.sources import TimedMessage
+from edge_perception.replay.source import TimedMessage
 
 
 class Published(list[tuple[str, bytes]]):

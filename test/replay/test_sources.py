@@ -16,7 +16,8 @@ from rosbags.rosbag2 import CompressionMode, StoragePlugin
 from edge_perception.errors import BagError
 from edge_perception.replay import messages
 from edge_perception.replay.bags import BagSource
-from edge_perception.replay.sources import TimedMessage, open_source
+from edge_perception.replay.source import TimedMessage
+from edge_perception.replay.sources import open_source
 
 
 def read_all(where: Path) -> list[TimedMessage]:
