@@ -32,6 +32,7 @@ setup(
         (f"lib/{NAME}", glob("scripts/nodes/*")),
     ],
     install_requires=["setuptools", "numpy>=1.21"],
+    extras_require={"gpu": ["cuda-bindings>=12.6", "nvidia-cuda-nvrtc"]},
     zip_safe=False,
     entry_points={"console_scripts": ["edge-perception = edge_perception.cli:main"]},
 )

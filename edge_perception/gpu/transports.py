@@ -38,7 +38,7 @@ def transport_named(name: str) -> Transport:
         raise FrameError(
             f"transport {name!r} needs cuda-bindings",
             got=str(error),
-            mend="Install the package's cuda extra.",
+            mend="Install the package's gpu extra: scripts/setup.sh --extra gpu.",
         ) from error
 
 
