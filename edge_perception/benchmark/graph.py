@@ -90,7 +90,7 @@ def measure(system: str, load: Load, model: Model) -> Measured:
 
 
 def _profiler(folder: Path) -> NodeProcess:
-    parameters = {"autostart": True, "output_dir": str(folder)}
+    parameters = {"autostart": True, "exit_on_failure": True, "output_dir": str(folder)}
     return NodeProcess("profiler", parameters, folder / "profiler.log")
 
 
@@ -99,6 +99,7 @@ def _system(system: str, folder: Path, load: Load, model: Model) -> NodeProcess:
     if system == OURS:
         parameters: dict[str, object] = {
             "autostart": True,
+            "exit_on_failure": True,
             "profile": False,
             **model.parameters,
             "image_transport": "compressed" if load.compressed else "raw",

@@ -17,11 +17,18 @@ from edge_perception.errors import EdgePerceptionError
 from edge_perception.nodes.messages import to_diagnostic_array, to_status
 from edge_perception.nodes.params import Declaration, declare
 
-AUTOSTART = Declaration(
-    "autostart",
-    False,
-    "Configure and activate the node when its process starts, which ends with status 1 where that"
-    " fails. For use without launch or a life-cycle manager.",
+STARTING = (
+    Declaration(
+        "autostart",
+        False,
+        "Configure and activate the node when its process starts, without a life-cycle manager.",
+    ),
+    Declaration(
+        "exit_on_failure",
+        False,
+        "End the process with status 1 where autostart fails, for scripts. A robot's node lives on"
+        " unconfigured, tells why in diagnostics, and can be configured again.",
+    ),
 )
 DIAGNOSTICS_PERIOD_S = 1.0
 
@@ -39,7 +46,7 @@ class ManagedNode(LifecycleNode, abc.ABC):
 
     def __init__(self, name: str, table: Sequence[Declaration], **node_options: object) -> None:
         super().__init__(name, **node_options)
-        self._table: dict[str, Declaration] = {entry.name: entry for entry in (*table, AUTOSTART)}
+        self._table: dict[str, Declaration] = {entry.name: entry for entry in (*STARTING, *table)}
         declare(self, tuple(self._table.values()))
         self._failure: str | None = None
         self._configured = False

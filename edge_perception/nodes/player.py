@@ -38,6 +38,7 @@ from edge_perception.replay.source import DEFAULT_FPS, Source
 from edge_perception.replay.sources import open_source
 
 PARAMETERS = (
+    Declaration("exit_on_failure", True, "End the process with status 1 where autostart fails."),
     Declaration("source", "", "Bag, folder of images, video file or /dev/videoN.", fixed=True),
     Declaration(
         "rate", 1.0, "Speed relative to the recording.", bounds=(MIN_RATE, MAX_RATE), fixed=True

@@ -35,8 +35,8 @@ def run(make_nodes: Callable[[], Sequence[ManagedNode]]) -> int:
     nodes: Sequence[ManagedNode] = []
     try:
         nodes = make_nodes()
-        started = all(autostart(node) for node in nodes)
-        if not started:
+        failed = [node for node in nodes if not autostart(node)]
+        if any(node.parameter_values()["exit_on_failure"] for node in failed):
             return 1
         gc.collect()
         gc.freeze()  # what lives until the end need not be walked by every collection
@@ -101,12 +101,10 @@ def _spin_until_shutdown(node: ManagedNode, executor: SingleThreadedExecutor) ->
 
 def autostart(node: ManagedNode) -> bool:
     """Configure and activate a node whose parameter ``autostart`` says so; tell whether it went."""
-    if not node.get_parameter("autostart").value:
+    if not node.parameter_values()["autostart"]:
         return True
-    for transition in (node.trigger_configure, node.trigger_activate):
-        if transition() != TransitionCallbackReturn.SUCCESS:
-            return False
-    return True
+    transitions = (node.trigger_configure, node.trigger_activate)
+    return all(transition() == TransitionCallbackReturn.SUCCESS for transition in transitions)
 
 
 def end_with_parent(requested: str | None = None) -> None:

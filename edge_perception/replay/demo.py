@@ -85,6 +85,7 @@ def play(options: DemoOptions, recording: Recording, tell: Tell) -> None:
 def _container_parameters(options: DemoOptions) -> Mapping[str, object]:
     return {
         "autostart": True,
+        "exit_on_failure": True,
         "detector:manifest": str(options.manifest.resolve()),
         "detector:score_threshold": SCORE_THRESHOLD,
         "profiler:output_dir": str(options.out.resolve()),

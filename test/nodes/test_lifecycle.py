@@ -173,10 +173,25 @@ def test_error_that_nobody_foresaw_fails_its_node_and_ends_no_thread(graph: Any)
     assert process.poll() is None
 
 
-def test_autostart_that_fails_ends_with_status_1_and_the_reason(graph: Any, tmp_path: Path) -> None:
-    process = graph.start("container", manifest=str(tmp_path / "nothing.yaml"), autostart=True)
+def test_autostart_that_fails_ends_a_script_with_status_1_and_the_reason(
+    graph: Any, tmp_path: Path
+) -> None:
+    missing = str(tmp_path / "nothing.yaml")
+    process = graph.start("container", manifest=missing, autostart=True, exit_on_failure=True)
     assert process.wait(timeout=30) == 1
     assert "cannot read manifest" in graph.logs()
+
+
+def test_autostart_that_fails_leaves_the_node_alive_and_configurable(
+    graph: Any, tmp_path: Path, manifest: Path
+) -> None:
+    missing = str(tmp_path / "nothing.yaml")
+    process = graph.start("container", manifest=missing, autostart=True)
+    graph.wait_for(lambda: graph.level("detector") == "error")
+    assert "cannot read manifest" in graph.message("detector")
+    assert process.poll() is None
+    graph.set_parameters("detector", manifest=str(manifest))
+    assert graph.change_state("detector", "configure")
 
 
 def test_camera_size_is_learnt_from_the_pictures(running: Any) -> None:
