@@ -75,7 +75,8 @@ def install_complete_lists(files: list[Path]) -> None:
     if broken:
         _say(f"installing {len(broken)} of {len(pins)} distributions")
         _forget_unfinished(broken)
-        _pip("--no-deps", "--force-reinstall", *map(_bare, broken))
+        # --use-pep517: what has no wheel is built into one, and so gets a RECORD
+        _pip("--no-deps", "--force-reinstall", "--use-pep517", *map(_bare, broken))
 
 
 def install_extra(file: Path) -> None:
