@@ -31,6 +31,8 @@ lint: setup
 bench: setup
 	scripts/clean_shared_memory.py
 	$(ENV) edge-perception bench --all --out docs/benchmarks/graph.json
+	$(ENV) python -m benchmarks.frames.vs_dds --out docs/benchmarks/frames_cpu.json
+	$(ENV) python -m benchmarks.frames.soak --minutes 10 --out docs/benchmarks/frames_cpu.json
 
 clean:
 	rm -rf .venv build install log out .mypy_cache .pytest_cache .ruff_cache .hypothesis
