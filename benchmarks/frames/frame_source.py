@@ -41,7 +41,7 @@ def random_frame(seed: int, image_format: ImageFormat = FULL_HD) -> UInt8Array:
 def seal(frame: UInt8Array, sequence: int) -> None:
     """Write the sequence into the first 8 bytes and the CRC of all the rest into the last 4."""
     frame[:8] = np.frombuffer(sequence.to_bytes(8, "little"), np.uint8)
-    crc = zlib.crc32(frame[:-_CRC_BYTES])
+    crc = zlib.crc32(frame[:-_CRC_BYTES].data)
     frame[-_CRC_BYTES:] = np.frombuffer(crc.to_bytes(_CRC_BYTES, "little"), np.uint8)
 
 
@@ -49,7 +49,7 @@ def is_whole(frame: UInt8Array, sequence: int) -> bool:
     """Whether a frame is the one sealed with this sequence, every byte of it."""
     crc = int.from_bytes(frame[-_CRC_BYTES:].tobytes(), "little")
     said = int.from_bytes(frame[:8].tobytes(), "little")
-    return said == sequence and zlib.crc32(frame[:-_CRC_BYTES]) == crc
+    return said == sequence and zlib.crc32(frame[:-_CRC_BYTES].data) == crc
 
 
 def percentiles(values_ms: list[float]) -> dict[str, float | None]:

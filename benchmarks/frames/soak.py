@@ -202,7 +202,7 @@ def _ratio(phase: dict[str, Any], base: dict[str, Any], figure: str = "p99_ms") 
     """Ratio of a p99 of ``write``, if both phases were long enough to have one."""
     if phase[figure] is None or base[figure] is None:
         return None
-    return round(phase[figure] / base[figure], 3)
+    return round(float(phase[figure] / base[figure]), 3)
 
 
 def _run_phases(

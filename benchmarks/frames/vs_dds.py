@@ -86,7 +86,7 @@ def _start(role: str, arguments: list[str]) -> subprocess.Popen[str]:
 def _report(process: subprocess.Popen[str]) -> dict[str, Any]:
     said, _ = process.communicate(timeout=600)
     if process.returncode:
-        raise SystemExit(f"{process.args} failed")
+        raise SystemExit(f"failed: {process.args!r}")
     report: dict[str, Any] = json.loads(said)
     return report
 
