@@ -11,12 +11,10 @@ The JSON is written anew after every run, so that a run that is cut short loses 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import platform
 import time
 import zlib
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import partial
@@ -24,16 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ladder import Run, ladder_runs
+from ladder import ladder_runs
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from edge_perception.quantization import gptq
 from edge_perception.quantization.evaluate import gap_share, measure_fidelity, windows_of
 from edge_perception.quantization.grid import WeightFormat
-from edge_perception.quantization.pipeline import InMemory, KeepInMemory, quantize_tower
-from edge_perception.quantization.recipe import Activations, recipe_for
-from edge_perception.quantization.smoothquant import quantize_inputs_of
+from edge_perception.quantization.ladder import quantise_copy
+from edge_perception.quantization.pipeline import quantize_tower
+from edge_perception.quantization.recipe import recipe_for
 from edge_perception.quantization.streaming import record_samples
 from edge_perception.quantization.structure import Tower, find_towers
 from edge_perception.vlm.loaders.gguf import GgufCheckpoint
@@ -98,27 +96,6 @@ def token_ids(folder: Path, name: str) -> Tensor:
     return torch.tensor(tokenizer((folder / name).read_text(encoding="utf-8"))["input_ids"])
 
 
-def quantised_copy(
-    model: nn.Module, calibration: Sequence[Tensor], run: Run, device: torch.device
-) -> tuple[nn.Module, float]:
-    """A quantised copy of ``model`` and the seconds it took."""
-    copied = copy.deepcopy(model)
-    start = time.perf_counter()
-    tower = find_towers(copied)[0]
-    recipe = run.recipe
-    batches = [{"input_ids": ids.to(device)} for ids in calibration]
-    samples = record_samples(copied, tower, batches, device) if recipe.needs_calibration else []
-    sink = KeepInMemory()
-    quantize_tower(tower, samples, recipe, device=device, source=InMemory(device), sink=sink)
-    if recipe.activations is not Activations.FLOAT:
-        static = recipe.activations is Activations.STATIC
-        for name, weight in sink.layers.items():
-            quantize_inputs_of(copied.get_submodule(name), weight.input_abs_max if static else None)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return copied, time.perf_counter() - start
-
-
 def run_smollm2(arguments: argparse.Namespace) -> None:
     """Measure the whole ladder on SmolLM2."""
     device = torch.device(arguments.device)
@@ -145,9 +122,10 @@ def run_smollm2(arguments: argparse.Namespace) -> None:
         calibration = [
             torch.cat(windows_for[i : i + size]) for i in range(0, len(windows_for), size)
         ]
-        quantised, seconds = quantised_copy(model, calibration, run, device)
+        batches = [{"input_ids": ids.to(device)} for ids in calibration]
+        made = quantise_copy(model, run.recipe, batches, device)
         got = measure_fidelity(
-            lambda w, q=quantised: q(w).logits[0], lambda w: by_window[id(w)], windows
+            lambda w, q=made.model: q(w).logits[0], lambda w: by_window[id(w)], windows
         )
         if run.recipe.method == "rtn":
             rtn[run.recipe.form] = got.perplexity
@@ -158,13 +136,14 @@ def run_smollm2(arguments: argparse.Namespace) -> None:
             {
                 "name": run.name, "method": run.recipe.method, "implementation": "ours",
                 **asdict(form), "ppl": got.perplexity, "gap_share_of_rtn": share, "kl": got.kl,
-                "agreement": got.agreement, "seconds": seconds,
+                "agreement": got.agreement, "seconds": made.seconds, "bytes": made.bytes,
                 "calibration_tokens": sum(c.numel() for c in calibration),
             }
         )  # fmt: skip
         print(
             f"{run.name:42s} b{form.bits} g{form.group_size:<4d} ppl {got.perplexity:8.4f} "
-            f"share {share if share is None else round(share, 3)} kl {got.kl:.4f} {seconds:.1f}s",
+            f"share {share if share is None else round(share, 3)} kl {got.kl:.4f} "
+            f"{made.seconds:.1f}s",
             flush=True,
         )
         arguments.out.write_text(json.dumps(report, indent=1))
