@@ -60,10 +60,10 @@ def describe_state() -> dict[str, Any]:
 
 
 def describe_code() -> dict[str, Any]:
-    """Return the commit of the source tree and whether it is changed; None outside a checkout."""
+    """Return the commit, and whether the package's own code is changed; None outside a checkout."""
     git = ["git", "-C", str(_SOURCE_TREE)]
     commit = _first_line([*git, "rev-parse", "HEAD"])
-    changed = _output([*git, "status", "--porcelain", "--untracked-files=no"])
+    changed = _output([*git, "status", "--porcelain", "--untracked-files=no", "edge_perception"])
     return {"commit": commit, "changed": bool(changed) if commit else None}
 
 
