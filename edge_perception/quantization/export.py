@@ -57,8 +57,9 @@ class CheckpointFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         noted = self.folder / REQUEST_FILE
         if restart and noted.exists():
-            for path in [*self.folder.glob("model*.safetensors"), self.folder / INDEX_FILE, noted]:
+            for path in [*self.folder.glob("model*.safetensors"), self.folder / INDEX_FILE]:
                 path.unlink(missing_ok=True)
+            write_atomically(noted, self._request.encode())
         present = [path.name for path in self.folder.iterdir() if not path.name.endswith(".tmp")]
         if not present:
             write_atomically(noted, self._request.encode())

@@ -80,12 +80,12 @@ class DiskBlocks:
     def __init__(
         self,
         source: WeightSource,
-        names: Mapping[str, str],
+        stored: Mapping[str, str],
         dtype: torch.dtype,
         kept: Sequence[str],
     ) -> None:
         self._source = source
-        self._stored = {name: stored for stored, name in names.items()}
+        self._stored = stored
         self._dtype = dtype
         self._kept = tuple(f"{path}." for path in kept)
 

@@ -2,11 +2,11 @@
 
 A model's own forward decides what enters its first block (embeddings, image features merged in)
 and which arguments each block gets (rotary tables, masks by layer type). One pass in which every
-block is replaced by a recorder learns both; from then on a block is run over all the samples,
-its outputs taking the place of its inputs, so that one block's weights and two samples'
-activations are all that need be on the device. What a model adds *between* blocks (Qwen3-VL's
-deep visual features) shows as the difference between a recorder's input and the previous
-recorder's output, and is kept.
+block's forward only records how it is called learns both; from then on a block is run over all the
+samples, its outputs taking the place of its inputs, so that one block's weights and two samples'
+activations are all that need be on the device. What a model adds *between* blocks (Qwen3-VL's deep
+visual features) shows as the difference between a block's input and the previous block's output,
+and is kept.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ Batch = Mapping[str, Tensor]
 """Keyword arguments of one forward call (``input_ids``, ``pixel_values``, ...)."""
 
 
+_Call = tuple[Tensor, tuple[Any, ...], dict[str, Any]]
+"""A block's hidden states, further arguments and keyword arguments."""
+
+
 @dataclass
 class Sample:
     """One forward call as the blocks see it: hidden states and each block's own arguments."""
@@ -32,34 +36,6 @@ class Sample:
     hidden: Tensor
     arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
     added: dict[int, Tensor] = field(default_factory=dict)
-
-
-class _Recorder(nn.Module):
-    """Stands in for a block: keeps what it is called with and returns its input.
-
-    The last one ends the forward pass: nothing after the blocks need be loaded, or computed.
-    """
-
-    def __init__(
-        self, block: nn.Module, calls: list[tuple[Tensor, tuple[Any, ...], Any]], *, last: bool
-    ) -> None:
-        super().__init__()
-        object.__setattr__(self, "_block", block)  # not a child: it must not be moved or listed
-        self._calls = calls
-        self._last = last
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(object.__getattribute__(self, "_block"), name)
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        kwargs.pop("past_key_values", None)
-        self._calls.append((hidden_states, args, kwargs | {"use_cache": False}))
-        if self._last:
-            raise _Recorded
-        return hidden_states
 
 
 class _Recorded(Exception):
@@ -70,30 +46,49 @@ class _Recorded(Exception):
 def record_samples(
     model: nn.Module, tower: Tower, batches: Sequence[Batch], storage: torch.device
 ) -> list[Sample]:
-    """Run the model's own forward once a batch, with recorders in place of the blocks.
+    """Run the model's own forward once a batch, the blocks recording instead of computing.
 
     Hidden states go to ``storage``. What the model runs before the tower must be loaded.
     """
-    blocks = list(tower.blocks)
     samples = []
-    calls: list[tuple[Tensor, tuple[Any, ...], Any]] = []
-    try:
-        for index, block in enumerate(blocks):
-            tower.blocks[index] = _Recorder(block, calls, last=index + 1 == len(blocks))
+    calls: list[_Call] = []
+    with _recording(list(tower.blocks), calls):
         for batch in batches:
             calls.clear()
             with suppress(_Recorded):
                 model(**batch)
             samples.append(_sample_of(calls, storage))
-    finally:
-        for index, block in enumerate(blocks):
-            tower.blocks[index] = block
     return samples
 
 
-def _sample_of(
-    calls: list[tuple[Tensor, tuple[Any, ...], dict[str, Any]]], storage: torch.device
-) -> Sample:
+@contextmanager
+def _recording(blocks: Sequence[nn.Module], calls: list[_Call]) -> Iterator[None]:
+    """Blocks note how they are called and return their input; the last ends the forward pass.
+
+    So nothing after the blocks need be loaded, or computed. The modules stay where they are:
+    transformers hangs hooks on them when they first run.
+    """
+
+    def recorder(is_last: bool) -> Callable[..., Tensor]:
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            kwargs.pop("past_key_values", None)
+            calls.append((hidden_states, args, kwargs | {"use_cache": False}))
+            if is_last:
+                raise _Recorded
+            return hidden_states
+
+        return forward
+
+    try:
+        for block in blocks:
+            block.forward = recorder(block is blocks[-1])  # type: ignore[method-assign]
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # the class's own again
+
+
+def _sample_of(calls: Sequence[_Call], storage: torch.device) -> Sample:
     sample = Sample(calls[0][0].to(storage))
     previous = calls[0][0]
     for index, (hidden, args, kwargs) in enumerate(calls):

@@ -69,7 +69,7 @@ def build_skeleton(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
     kind = settings.pop("model_type", None)
     name = str(next(iter(settings.get("architectures") or []), None))
     found = getattr(transformers, name, None) if name.endswith(_CLASS_ENDINGS) else None
-    if found is None:
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise CheckpointError(
             "config.json names no language model that transformers has",
             expected=f"architectures with a class ending in {' or '.join(_CLASS_ENDINGS)}",
@@ -79,7 +79,7 @@ def build_skeleton(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
         made = AutoConfig.for_model(kind, **settings)
         with _parameters_on_meta():
             model: nn.Module = found(made)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # each class refuses a senseless configuration in its own way
         raise CheckpointError(f"config.json does not describe a {name} ({error})") from error
     made.dtype = dtype
     for parameter in model.parameters():
@@ -91,9 +91,9 @@ def build_skeleton(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
 
 def is_tied(model: nn.Module) -> bool:
     """Whether the head shares the embedding's weight."""
-    config = model.config
-    told = config.tie_word_embeddings or config.get_text_config().tie_word_embeddings
-    return bool(told) and model.get_output_embeddings() is not None
+    configs = (model.config, model.config.get_text_config())
+    told = any(getattr(config, "tie_word_embeddings", False) for config in configs)
+    return told and model.get_output_embeddings() is not None
 
 
 @contextmanager
@@ -188,9 +188,8 @@ def load_model(
             weight = source.packed(layer.removesuffix(".weight")).to(device)
             _put_packed(model, name.removesuffix(".weight"), weight)
     _tie(model)
-    model.to(device)  # buffers
     _expect_complete(model, path)
-    return model
+    return model.to(device)  # buffers
 
 
 def _put_packed(model: nn.Module, name: str, weight: PackedWeight) -> None:
