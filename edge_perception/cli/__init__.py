@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import pkgutil
 import sys
 from collections.abc import Sequence
 
 from edge_perception import __version__
 from edge_perception.errors import EdgePerceptionError
+
+# The modules here that have add_parser(commands), whose parser sets the default ``run``.
+COMMANDS = ("demo", "report", "replay", "world", "bench", "quantize", "evaluate_lm")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -17,9 +19,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="edge-perception", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in sorted(found.name for found in pkgutil.iter_modules(__path__)):
-        if not module.startswith("_"):
-            importlib.import_module(f"{__name__}.{module}").add_parser(commands)
+    for module in COMMANDS:
+        importlib.import_module(f"{__name__}.{module}").add_parser(commands)
     return parser
 
 

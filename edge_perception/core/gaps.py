@@ -11,31 +11,36 @@ from collections import deque
 
 # A hole is counted from this many periods on; jitter stays below.
 _HOLE = 1.6
+# Intervals after which the rhythm counts as known.
+_INTERVALS_NEEDED = 5
 # A hole longer than this is a pause of the source (a bag's loop, a restarted driver), not losses.
 _LONGEST_HOLE = 50.0
 
 
 class GapEstimator:
-    """Counts losses in a stream of stamps with a roughly constant period.
+    """Sees losses in a stream of stamps with a roughly constant period.
 
     The period is the median of the newest 31 intervals, so that it follows a changed rate within
     a second and a few holes do not move it.
     """
 
     def __init__(self) -> None:
-        self.lost = 0
         self._intervals_ns: deque[int] = deque(maxlen=31)
         self._last_ns = 0
 
-    def add(self, stamp_ns: int) -> None:
-        """Take the next stamp; zero and backward ones begin a new rhythm and count nothing."""
+    def add(self, stamp_ns: int) -> int:
+        """Take the next stamp and return how many frames seem missing before it.
+
+        Zero and backward stamps begin a new rhythm and count nothing.
+        """
         interval_ns = stamp_ns - self._last_ns
-        rhythm_known = self._last_ns > 0 and len(self._intervals_ns) >= 5
+        missing = 0
         if self._last_ns > 0 and interval_ns > 0:
-            if rhythm_known:
-                self.lost += self._missing(interval_ns)
+            if len(self._intervals_ns) >= _INTERVALS_NEEDED:
+                missing = self._missing(interval_ns)
             self._intervals_ns.append(interval_ns)
         self._last_ns = stamp_ns
+        return missing
 
     def _missing(self, interval_ns: int) -> int:
         periods = interval_ns / statistics.median(self._intervals_ns)

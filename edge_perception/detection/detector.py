@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,6 +66,7 @@ class Detector:
         image_format: ImageFormat,
         settings: DetectionSettings,
         recorder: SpanRecorder,
+        after_inference: Callable[[], None] = lambda: None,
     ) -> Detections:
         """Find objects.
 
@@ -73,6 +75,7 @@ class Detector:
             image_format: encoding and geometry.
             settings: thresholds and filters for this image.
             recorder: gets the spans "preprocess", "infer" and "postprocess".
+            after_inference: called once the model is free again; must return at once.
 
         Raises:
             ImageError: the bytes do not fit the format.
@@ -82,6 +85,7 @@ class Detector:
             tensor, letterbox = self._preprocessor(pixels, image_format)
         with recorder.stage("infer"):
             output = self.backend.infer([tensor])[0]
+        after_inference()
         with recorder.stage("postprocess"):
             return self._postprocess(output, letterbox, settings)
 

@@ -27,6 +27,7 @@ from edge_perception.gpu.transports import (
     choose_transport,
     transport_named,
 )
+from edge_perception.nodes.demand import Demand
 from edge_perception.nodes.managed import Health, ManagedNode
 from edge_perception.nodes.messages import to_frame_handle, to_nanoseconds
 from edge_perception.nodes.params import Declaration
@@ -35,6 +36,9 @@ from edge_perception.nodes.runner import run
 _FUTURE_NS = 1_000_000_000
 _SECOND_NS = 1_000_000_000
 _MAX_FRAME_ID_CHARACTERS = 1024
+
+# What rclpy tells of a message: times, and from Iron on the publisher's own number.
+MessageInfo = Mapping[str, int]
 
 PARAMETERS = (
     Declaration(
@@ -85,8 +89,7 @@ class CameraNode(ManagedNode):
     """Reads ``image_topic`` or its ``/compressed`` and keeps the newest frames in ``ring``.
 
     ``ring`` is None unless the node is configured. Readers in the same process look at it for each
-    frame and set ``wake``, which is called on this node's thread after each write and must return
-    at once.
+    frame, and join ``demand``: messages are taken while one of them waits for a frame.
     """
 
     def __init__(
@@ -96,11 +99,12 @@ class CameraNode(ManagedNode):
         self._image_topic = image_topic
         self._compressed_topic = f"{image_topic}/compressed"
         self.ring: FrameRing | None = None
-        self.wakers: list[Callable[[], None]] = []
+        self.demand = Demand(self)
         self._counts: Counter[str] = Counter()
         self._gaps = GapEstimator()
         self._last_rejection = ""
         self._last_stamp_ns = 0
+        self._last_publication = 0
         self._sequence = 0
         self._max_image_bytes = 0
         self._choice: TransportChoice | None = None
@@ -115,6 +119,7 @@ class CameraNode(ManagedNode):
         spec = RingSpec(name=self.get_name(), slots=values["slots"])
         self._choice = _choose(values["frame_transport"], across_processes=values["share_frames"])
         self.get_logger().info(f"frame transport {self._choice.transport.name}: {self._choice.why}")
+        self.demand.always_open = values["share_frames"]  # readers elsewhere cannot ask
         if values["share_frames"]:
             self._handles = self.create_lifecycle_publisher(Image, "~/frames", 1)
         self.ring = FrameRing.create(spec, self._choice.transport)
@@ -150,7 +155,8 @@ class CameraNode(ManagedNode):
         return {
             "received": self._counts["received"],
             "rejected": self._counts["rejected"],
-            "lost_before_camera_estimated": self._gaps.lost,
+            "superseded": self._counts["superseded"],
+            "lost_before_camera": self._counts["lost"],
             "stamps_zero": self._counts["stamps_zero"],
             "stamps_backward": self._counts["stamps_backward"],
             "stamps_future": self._counts["stamps_future"],
@@ -164,10 +170,10 @@ class CameraNode(ManagedNode):
         """Warn while frames are lost or rejected."""
         if self._counts["received"] == 0:
             return DiagnosticStatus.WARN, "no image yet"
-        if self._gaps.lost:
+        if self._counts["lost"]:
             return (
                 DiagnosticStatus.WARN,
-                f"about {self._gaps.lost} frames were lost before this node: use the Fast DDS"
+                f"{self._counts['lost']} frames were lost before this node: use the Fast DDS"
                 " profile in config/fastdds.xml, compressed images, or reliability:=reliable",
             )
         if self._counts["rejected"]:
@@ -184,12 +190,19 @@ class CameraNode(ManagedNode):
             reliability=ReliabilityPolicy[self.parameter_values()["reliability"].upper()],
         )
         self._subscription = (
-            self.create_subscription(Image, self._image_topic, self._on_image, qos)
+            self.create_subscription(
+                Image, self._image_topic, self._on_image, qos, callback_group=self.demand
+            )
             if transport == "raw"
             else self.create_subscription(
-                CompressedImage, self._compressed_topic, self._on_compressed_image, qos
+                CompressedImage,
+                self._compressed_topic,
+                self._on_compressed_image,
+                qos,
+                callback_group=self.demand,
             )
         )
+        self._last_publication = 0
         self.get_logger().info(f"reading {self._subscription.topic_name}")
         self._stop_searching()
 
@@ -210,17 +223,21 @@ class CameraNode(ManagedNode):
             self.destroy_timer(self._search_timer)
             self._search_timer = None
 
-    def _on_image(self, message: Image) -> None:
-        self._take(message.header, lambda: _view_raw(message, self._max_image_bytes))
+    def _on_image(self, message: Image, information: MessageInfo) -> None:
+        self._take(message.header, information, lambda: _view_raw(message, self._max_image_bytes))
 
-    def _on_compressed_image(self, message: CompressedImage) -> None:
+    def _on_compressed_image(self, message: CompressedImage, information: MessageInfo) -> None:
         self._take(
             message.header,
+            information,
             lambda: decode_image(np.frombuffer(message.data, np.uint8), self._max_image_bytes),
         )
 
     def _take(
-        self, header: Header, to_pixels: Callable[[], tuple[UInt8Array, ImageFormat]]
+        self,
+        header: Header,
+        information: MessageInfo,
+        to_pixels: Callable[[], tuple[UInt8Array, ImageFormat]],
     ) -> None:
         """Turn one message into a frame in the ring, or count why not."""
         receive_ns, receive_stamp_ns = time.monotonic_ns(), self.get_clock().now().nanoseconds
@@ -228,10 +245,12 @@ class CameraNode(ManagedNode):
         if ring is None:
             return
         self._counts["received"] += 1
+        waiting = self.demand.begin()
         try:
             _check_header(header)
             stamp_ns = to_nanoseconds(header.stamp)
             self._judge_stamp(stamp_ns, receive_stamp_ns)
+            self._count_missing(stamp_ns, information)
             pixels, image_format = to_pixels()
             info = FrameInfo(
                 sequence=self._sequence + 1,
@@ -245,17 +264,19 @@ class CameraNode(ManagedNode):
             self._sequence += 1
             written = ring.write(pixels.reshape(-1), info)
         except EdgePerceptionError as error:
+            self.demand.fail(waiting)
             if ring.failure is None:
                 self._reject(error)
             else:
                 self.fail(f"frame ring failed: {error}")
             return
-        if written is not None:
+        if written is None:
+            self.demand.fail(waiting)
+        else:
             self._tell_readers(info)
 
     def _tell_readers(self, info: FrameInfo) -> None:
-        for wake in self.wakers:
-            wake()
+        self.demand.serve()
         if self._handles is not None and self.ring is not None:
             described = self.ring.descriptor(info.sequence)
             self._handles.publish(to_frame_handle(info, described))
@@ -265,8 +286,20 @@ class CameraNode(ManagedNode):
         self._counts["stamps_zero"] += stamp_ns == 0
         self._counts["stamps_backward"] += stamp_ns != 0 and stamp_ns < self._last_stamp_ns
         self._counts["stamps_future"] += stamp_ns > now_ns + _FUTURE_NS
-        self._gaps.add(stamp_ns)
         self._last_stamp_ns = stamp_ns
+
+    def _count_missing(self, stamp_ns: int, information: MessageInfo) -> None:
+        """Count the messages between the last one taken and this.
+
+        Those that came while no reader waited were replaced on purpose; the others were lost on
+        the way. The publisher's own numbers tell how many, where the middleware passes them on.
+        """
+        missing = self._gaps.add(stamp_ns)
+        number = information.get("publication_sequence_number")
+        if number is not None:
+            missing = max(0, number - self._last_publication - 1) if self._last_publication else 0
+            self._last_publication = number
+        self._counts["superseded" if self.demand.take_was_closed() else "lost"] += missing
 
     def _reject(self, error: EdgePerceptionError) -> None:
         self._counts["rejected"] += 1

@@ -121,7 +121,7 @@ class DetectorNode(ManagedNode):
         """Publish the class table and begin to take frames."""
         self._publish_label_info()
         for stream in self._streams:
-            stream.start(self, self._work.trigger)
+            stream.start(self, self._work.trigger, eager=len(self._streams) > 1)
 
     def deactivate(self) -> None:
         """Take no more frames."""
@@ -189,29 +189,31 @@ class DetectorNode(ManagedNode):
             if lease is not None:
                 self._next_stream = index + 1
                 with lease:
-                    self._process(lease, self._streams[index].name)
+                    self._process(lease, self._streams[index])
                 if len(self._streams) > 1:
                     self._work.trigger()  # another camera's frame may have waited
                 return
 
-    def _process(self, lease: FrameLease, camera: str) -> None:
+    def _process(self, lease: FrameLease, stream: FrameStream) -> None:
         if not self._wanted():
             self._counts["not_wanted"] += 1
+            stream.want_next()
             return
         recorder = SpanRecorder()
         recorder.add("decode", lease.info.receive_ns, lease.info.decoded_ns)
         recorder.add("wait", lease.info.decoded_ns, time.monotonic_ns())
         try:
-            detections = self._detect(lease, camera, recorder)
+            detections = self._detect(lease, stream, recorder)
         except ImageError as error:
             self._counts["failed"] += 1
             self._last_error = str(error)
+            stream.want_next()
             return
         except Exception as error:  # a runtime that breaks must not take the process along
             self.fail(f"inference failed: {type(error).__name__}: {error}")
             return
         self._counts["processed"] += 1
-        self._publish(lease, camera, detections, recorder)
+        self._publish(lease, stream.name, detections, recorder)
 
     def _wanted(self) -> bool:
         """Whether anybody listens: without a subscriber there is no inference."""
@@ -219,11 +221,13 @@ class DetectorNode(ManagedNode):
             self._detections.get_subscription_count() or self._debug_image.get_subscription_count()
         )
 
-    def _detect(self, lease: FrameLease, camera: str, recorder: SpanRecorder) -> Detections:
+    def _detect(self, lease: FrameLease, stream: FrameStream, recorder: SpanRecorder) -> Detections:
         assert self._detector is not None
+        # The next frame is decoded while this one's result is put together and published.
         detections = self._detector.detect(
-            lease.pixels, lease.info.format, self._settings, recorder
+            lease.pixels, lease.info.format, self._settings, recorder, stream.want_next
         )
+        camera = stream.name
         if self._make_tracker is not None:
             with recorder.stage("track"):
                 if camera not in self._trackers:

@@ -37,8 +37,15 @@ class FrameStream(Protocol):
     def skipped(self) -> int:
         """Frames that the camera made and this reader never saw."""
 
-    def start(self, node: Node, wake: Callable[[], None]) -> None:
-        """Begin; ``wake`` is called, on any thread, whenever a new frame may be there."""
+    def start(self, node: Node, wake: Callable[[], None], *, eager: bool) -> None:
+        """Begin; ``wake`` is called, on any thread, whenever a new frame may be there.
+
+        ``eager`` asks for every frame; otherwise one comes when ``want_next`` was called, the
+        first without.
+        """
+
+    def want_next(self) -> None:
+        """Say that the next frame will soon be taken; a hint that eager readers need not give."""
 
     def acquire_newest(self) -> FrameLease | None:
         """Lease the newest frame not yet seen, or return None. The caller releases it."""
@@ -76,7 +83,7 @@ class LocalFrameStream:
         self.last_refusal = ""
         self._camera = camera
         self._seen = _SkipCounter()
-        self._wake: Callable[[], None] | None = None
+        self._token = 0
 
     @property
     def transport(self) -> str:
@@ -89,10 +96,13 @@ class LocalFrameStream:
         """Frames never seen."""
         return self._seen.skipped
 
-    def start(self, _: Node, wake: Callable[[], None]) -> None:
+    def start(self, _: Node, wake: Callable[[], None], *, eager: bool) -> None:
         """Have the camera's thread call ``wake`` after each write."""
-        self._wake = wake
-        self._camera.wakers.append(wake)
+        self._token = self._camera.demand.join(wake, eager=eager)
+
+    def want_next(self) -> None:
+        """Have the camera take the newest message now."""
+        self._camera.demand.ask(self._token)
 
     def acquire_newest(self) -> FrameLease | None:
         """Lease the newest frame not yet seen; None also while the camera is not configured."""
@@ -106,9 +116,7 @@ class LocalFrameStream:
 
     def stop(self) -> None:
         """Ask to be woken no more."""
-        if self._wake in self._camera.wakers:
-            self._camera.wakers.remove(self._wake)
-        self._wake = None
+        self._camera.demand.leave(self._token)
         self._seen.pause()
 
 
@@ -135,13 +143,16 @@ class RemoteFrameStream:
         """Frames never seen."""
         return self._seen.skipped
 
-    def start(self, node: Node, wake: Callable[[], None]) -> None:
+    def start(self, node: Node, wake: Callable[[], None], *, eager: bool) -> None:
         """Subscribe to the handles."""
         qos = QoSProfile(
             history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT
         )
         self._node, self._wake = node, wake
         self._subscription = node.create_subscription(Image, self.name, self._on_handle, qos)
+
+    def want_next(self) -> None:
+        """Nothing: the other process writes every frame."""
 
     def acquire_newest(self) -> FrameLease | None:
         """Lease the newest frame not yet seen."""

@@ -62,7 +62,10 @@ def count_frames(run: Run) -> dict[str, int | None]:
     """
     sent = len(run.frames)
     processed = sum(frame.row is not None for frame in run.frames)
-    received = run.counter("camera", "received")
+    superseded = run.counter("camera", "superseded") or 0
+    taken = run.counter("camera", "received")
+    received = None if taken is None else taken + superseded
+    skipped = run.counter("detector", "dropped")
     return {
         "sent": sent,
         "received": received,
@@ -70,7 +73,7 @@ def count_frames(run: Run) -> dict[str, int | None]:
         "dropped": sent - processed,
         "lost_before_camera": None if received is None else sent - received,
         "rejected": run.counter("camera", "rejected"),
-        "replaced_by_newer": run.counter("detector", "dropped"),
+        "replaced_by_newer": None if skipped is None else skipped + superseded,
         "failed": run.counter("detector", "failed"),
     }
 

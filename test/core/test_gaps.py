@@ -16,9 +16,7 @@ START_NS = 1_700_000_000_000_000_000
 
 def estimate(stamps: list[int]) -> int:
     gaps = GapEstimator()
-    for stamp_ns in stamps:
-        gaps.add(stamp_ns)
-    return gaps.lost
+    return sum(gaps.add(stamp_ns) for stamp_ns in stamps)
 
 
 def steady(count: int, period_ns: int = PERIOD_NS, start_ns: int = START_NS) -> list[int]:

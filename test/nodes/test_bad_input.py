@@ -155,9 +155,9 @@ def test_ten_thousand_malformed_messages_are_counted_and_end_nothing(camera: Cam
     stream = LocalFrameStream(camera)
     for i in range(MESSAGES):
         if i % 3:
-            camera._on_image(malformed_image(chance))
+            camera._on_image(malformed_image(chance), {})
         else:
-            camera._on_compressed_image(malformed_file(chance))
+            camera._on_compressed_image(malformed_file(chance), {})
         lease = stream.acquire_newest()
         if lease is not None:  # whatever came through can be read as its format says
             with lease:
@@ -170,7 +170,7 @@ def test_ten_thousand_malformed_messages_are_counted_and_end_nothing(camera: Cam
     assert counters["stamps_future"] > 0
     assert len(str(counters["last_rejection"])) < 2000
 
-    camera._on_image(Image(header=Header(frame_id="good"), **raw_fields(PICTURE)))
+    camera._on_image(Image(header=Header(frame_id="good"), **raw_fields(PICTURE)), {})
     lease = stream.acquire_newest()
     assert lease is not None
     with lease:
@@ -197,7 +197,7 @@ def test_each_mistake_is_told_by_its_name(
 ) -> None:
     fields = raw_fields(PICTURE)
     wound(fields)
-    camera._on_image(Image(header=Header(frame_id="camera"), **fields))
+    camera._on_image(Image(header=Header(frame_id="camera"), **fields), {})
     counters = camera.counters()
     assert counters["rejected"] == 1
     assert told in str(counters["last_rejection"])
@@ -217,12 +217,12 @@ def test_header_that_could_not_be_told_unchanged_is_refused(
 ) -> None:
     made = Header(frame_id=header.get("frame_id", ""))
     made.stamp.nanosec = header.get("nanosec", 0)
-    camera._on_image(Image(header=made, **raw_fields(PICTURE)))
+    camera._on_image(Image(header=made, **raw_fields(PICTURE)), {})
     assert told in str(camera.counters()["last_rejection"])
 
 
 def test_big_endian_single_bytes_are_no_mistake(camera: CameraNode) -> None:
-    camera._on_image(Image(is_bigendian=1, **raw_fields(PICTURE, "mono8")))
+    camera._on_image(Image(is_bigendian=1, **raw_fields(PICTURE, "mono8")), {})
     assert camera.counters()["ring_written"] == 1
 
 
@@ -257,7 +257,8 @@ def test_any_fields_at_all_are_written_or_rejected(
             width=width,
             step=step,
             data=to_array(data),
-        )
+        ),
+        {},
     )
     after = Counter({k: v for k, v in camera.counters().items() if isinstance(v, int)})
     change = after - before

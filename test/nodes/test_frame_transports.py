@@ -130,7 +130,7 @@ def test_ring_that_lost_its_gpu_fails_the_node_and_hands_nothing_out(
     configure(camera, image_transport="raw")
     camera.trigger_activate()
     stream = LocalFrameStream(camera)
-    camera._on_image(image())
+    camera._on_image(image(), {})
     held = stream.acquire_newest()
     assert held is not None
     held.release()
@@ -141,7 +141,7 @@ def test_ring_that_lost_its_gpu_fails_the_node_and_hands_nothing_out(
         raise error
 
     monkeypatch.setattr(HostMemory, "write", fail)
-    camera._on_image(image())
+    camera._on_image(image(), {})
     level, message = camera._health()
     assert level == DiagnosticStatus.ERROR
     assert "CUDA_ERROR_ILLEGAL_ADDRESS" in message

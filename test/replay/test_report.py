@@ -28,7 +28,7 @@ LATENCY_NS = 20_000_000
 MODEL = {"name": "tiny", "license": "Apache-2.0"}
 COUNTERS = {
     "nodes": {
-        "camera": {"received": "8", "rejected": "1"},
+        "camera": {"received": "6", "rejected": "1", "superseded": "2"},
         "detector": {"dropped": "1", "failed": "0"},
     }
 }
@@ -112,7 +112,7 @@ def test_report_holds_what_its_schema_promises(tmp_path: Path) -> None:
         "dropped": 3,
         "lost_before_camera": 2,
         "rejected": 1,
-        "replaced_by_newer": 1,
+        "replaced_by_newer": 3,
         "failed": 0,
     }
     assert report["fps"] == pytest.approx(1e9 / INTERVAL_NS, abs=0.01)

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 
 from edge_perception.world.mesh import Mesh, box, cylinder, ellipsoid, join, lathe, tube
 
@@ -278,7 +279,7 @@ def can_coffee(rng: Generator) -> Mesh:
     return join(body, lathe([(r, 0.007), (r, h * 0.88)], 1), lid)
 
 
-def _sides(rng: Generator, low: float = 0.09, high: float = 0.2) -> np.ndarray:
+def _sides(rng: Generator, low: float = 0.09, high: float = 0.2) -> NDArray[np.float64]:
     return rng.uniform((low, low * 0.8, low * 0.6), (high, high * 0.75, high * 0.8))
 
 
