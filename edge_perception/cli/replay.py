@@ -28,7 +28,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Replace this process by the player's; returns only if that fails."""
-    from edge_perception.replay.demo import ros_arguments
+    from edge_perception.replay.graph_process import ros_arguments
 
     parameters = {
         "autostart": True,
