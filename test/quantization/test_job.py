@@ -13,6 +13,7 @@ pytest.importorskip("transformers")
 
 from tiny_language_models import (
     TEXT_FAMILIES,
+    VISION_FAMILIES,
     tiny_image_call,
     tiny_text_model,
     tiny_vision_model,
@@ -21,11 +22,11 @@ from tiny_language_models import (
 from edge_perception.errors import QuantizationError
 from edge_perception.quantization.encoding import ExportLayout
 from edge_perception.quantization.grid import WeightFormat
-from edge_perception.quantization.job import Job, plan_job, run_job
+from edge_perception.quantization.job import DiskBlocks, Job, plan_job, run_job
 from edge_perception.quantization.ladder import quantise_copy
 from edge_perception.quantization.pipeline import Progress
 from edge_perception.quantization.recipe import OddWidth, recipe_for
-from edge_perception.vlm.assembly import load_model
+from edge_perception.vlm.assembly import build_skeleton, load_model, open_weights
 from edge_perception.vlm.loaders.checkpoint import Checkpoint
 from edge_perception.vlm.packed_linear import PackedEmbedding, PackedLinear
 
@@ -204,6 +205,33 @@ def test_width_that_the_group_does_not_divide(choice: OddWidth, tmp_path: Path) 
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     named = "model.layers.0.mlp.down_proj" in config["ignore"]
     assert named == (choice is OddWidth.KEEP_FLOAT)
+
+
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+@torch.no_grad()
+def test_every_vision_familys_language_tower_survives_the_way_to_disk(
+    family: str, tmp_path: Path
+) -> None:
+    model = tiny_vision_model(family)
+    model.save_pretrained(tmp_path / "float")
+    asked = job(tmp_path, "awq")
+    words = [{"input_ids": WORDS.clamp(min=10)}]  # no image tokens
+    run_job(asked, words)
+    want = quantise_copy(model, asked.recipe, words, CPU).model(**words[0]).logits
+    assert torch.equal(load_model(tmp_path / "out")(**words[0]).logits, want)
+
+
+def test_blocks_lie_in_memory_only_while_it_is_their_turn(tmp_path: Path, model) -> None:
+    with open_weights(tmp_path / "float") as source:
+        skeleton = build_skeleton(source.config, torch.float32)
+        blocks = skeleton.model.layers
+        disk = DiskBlocks(source, {n: n for n in source.names()}, torch.float32, [])
+        disk.load("model.layers.1", blocks[1], CPU)
+        want = model.model.layers[1].state_dict()
+        assert all(torch.equal(value, want[n]) for n, value in blocks[1].state_dict().items())
+        assert all(parameter.is_meta for parameter in blocks[0].parameters())
+        disk.release("model.layers.1", blocks[1])
+    assert all(parameter.is_meta for parameter in blocks[1].parameters())
 
 
 @pytest.mark.parametrize("vision", [False, True])
