@@ -12,13 +12,15 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edge_perception.errors import CheckpointError, QuantizationError
@@ -87,8 +89,9 @@ class CheckpointFolder:
 
     def write_shard(self, number: int, tensors: Mapping[str, Tensor]) -> None:
         """Write a shard as a whole or not at all."""
-        data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, _METADATA)
-        write_atomically(self.shard(number), data)
+        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        with replacing(self.shard(number)) as temporary:
+            save_file(whole, temporary, _METADATA)
 
     def finish(self, config: Mapping[str, Any], card: str, carried_from: Path) -> int:
         """Write configuration, card and index; returns the bytes of all tensors."""
@@ -178,8 +181,14 @@ def read_shard(path: Path) -> dict[str, Tensor]:
 
 
 def _tensor_sizes(path: Path) -> Iterator[tuple[str, int]]:
-    for name, tensor in read_shard(path).items():
-        yield name, tensor.nbytes
+    """Names and bytes of a shard of ours, from its header alone."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    for name, entry in header.items():
+        if name != "__metadata__":
+            begin, end = entry["data_offsets"]
+            yield name, end - begin
 
 
 def carried_files(folder: Path) -> list[Path]:
@@ -194,17 +203,26 @@ def carried_files(folder: Path) -> list[Path]:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file that is either whole or not there, even if the machine stops."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write to; what was written is on the disk before it gets the name ``path``."""
     temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    yield temporary
+    _sync(temporary)
     os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def identity_of(path: Path) -> str:

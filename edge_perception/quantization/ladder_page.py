@@ -8,10 +8,7 @@ from html import escape
 from string import Template
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
-from matplotlib import pyplot
+from matplotlib.figure import Figure
 
 _COLUMNS = (
     ("method", "method", "{}"),
@@ -81,7 +78,8 @@ def _plot(result: Mapping[str, Any]) -> str:
     """Loss against float, and the divergence, by method."""
     runs = result["runs"]
     labels = [f"{run['method']} {run['bits']}b g{run['group_size']}" for run in runs]
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 0.34 * len(runs) + 1.4), sharey=True)
+    figure = Figure(figsize=(11, 0.34 * len(runs) + 1.4))
+    axes = figure.subplots(1, 2, sharey=True)
     losses = [run["ppl"] - result["float_ppl"] for run in runs]
     for axis, values, title in (
         (axes[0], losses, "perplexity above float"),
@@ -96,5 +94,4 @@ def _plot(result: Mapping[str, Any]) -> str:
     figure.tight_layout()
     text = io.StringIO()
     figure.savefig(text, format="svg")
-    pyplot.close(figure)
     return text.getvalue()[text.getvalue().index("<svg") :]
