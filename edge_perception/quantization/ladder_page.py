@@ -63,21 +63,23 @@ def _table(runs: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for run in runs:
         mark = ' class="best"' if run["ppl"] == best[run["bits"]] else ""
-        cells = "".join(f"<td>{escape(cell(run, key, form))}</td>" for key, _, form in _COLUMNS)
+        cells = "".join(f"<td>{escape(_cell(run, key, form))}</td>" for key, _, form in _COLUMNS)
         rows.append(f"<tr{mark}>{cells}</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def cell(run: Mapping[str, Any], key: str, form: str) -> str:
+def _cell(run: Mapping[str, Any], key: str, form: str) -> str:
     """A figure for people, a dash where it was not taken."""
     value = run.get(key)
+    if key == "method" and run.get("float_target"):
+        return f"{value}, float target {run['float_target']}"
     return "–" if value is None else form.format(value)
 
 
 def _plot(result: Mapping[str, Any]) -> str:
     """Loss against float, and the divergence, by method."""
     runs = result["runs"]
-    labels = [f"{run['method']} {run['bits']}b g{run['group_size']}" for run in runs]
+    rungs = range(len(runs))  # positions, since two runs may be called alike
     figure = Figure(figsize=(11, 0.34 * len(runs) + 1.4))
     axes = figure.subplots(1, 2, sharey=True)
     losses = [run["ppl"] - result["float_ppl"] for run in runs]
@@ -85,13 +87,19 @@ def _plot(result: Mapping[str, Any]) -> str:
         (axes[0], losses, "perplexity above float"),
         (axes[1], [run["kl"] for run in runs], "KL to float, nats"),
     ):
-        bars = axis.barh(labels, values, color="#2f6fab")
+        bars = axis.barh(rungs, values, color="#2f6fab")
         axis.bar_label(bars, fmt="%.3f", padding=3)
         axis.set_xlabel(title)
         axis.margins(x=0.15)
         axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(rungs, [_label(run) for run in runs])
     axes[0].invert_yaxis()
     figure.tight_layout()
     text = io.StringIO()
     figure.savefig(text, format="svg")
     return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def _label(run: Mapping[str, Any]) -> str:
+    target = f", float target {run['float_target']}" if run.get("float_target") else ""
+    return f"{run['method']}{target}, {run['bits']} bits g{run['group_size']}"
