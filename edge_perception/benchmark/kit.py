@@ -28,7 +28,7 @@ _RAW_FRAMES = 60
 class Effort:
     """How long to measure; ``quick`` is for trying the kit, not for figures."""
 
-    pairs: int
+    rounds: int
     seconds: float
     memory_frames: int
     memory_fps: float
@@ -36,12 +36,12 @@ class Effort:
     @classmethod
     def full(cls) -> Effort:
         """Return the effort behind published figures."""
-        return cls(pairs=5, seconds=10.0, memory_frames=20_000, memory_fps=150.0)
+        return cls(rounds=5, seconds=8.0, memory_frames=20_000, memory_fps=200.0)
 
     @classmethod
     def quick(cls) -> Effort:
         """Return about two minutes' worth."""
-        return cls(pairs=1, seconds=6.0, memory_frames=1_000, memory_fps=100.0)
+        return cls(rounds=1, seconds=6.0, memory_frames=1_000, memory_fps=100.0)
 
 
 def run_graph(bag: Path, model: Model, effort: Effort, out: Path, tell: Tell) -> None:
@@ -75,16 +75,16 @@ def run_graph(bag: Path, model: Model, effort: Effort, out: Path, tell: Tell) ->
     keep("capacity_fps", capacity)
     fast = Load(bag, True, 2 * capacity, effort.seconds)
     slow = Load(bag, True, capacity / 2, effort.seconds)
-    keep("overload", graph.overload(fast, model, effort.pairs, tell))
-    underload = graph.underload(slow, model, effort.pairs, tell)
+    keep("overload", graph.overload(fast, model, effort.rounds, tell))
+    underload = graph.underload(slow, model, effort.rounds, tell)
     keep("underload", {**underload, "non_inference_p50_ms": {}})
     with tempfile.TemporaryDirectory(prefix="edge_perception_bench_") as scratch:
         own = {}
         for name, size in RAW_SIZES.items():
             raw_bag = _write_raw_bag(bag, Path(scratch) / f"{name}.mcap", size)
-            run = graph.measure(
-                graph.OURS, Load(raw_bag, False, min(30.0, capacity / 2), effort.seconds), model
-            )
+            load = Load(raw_bag, False, min(30.0, capacity / 2), effort.seconds)
+            run = graph.measure(graph.OURS, load, model, stages=True)
+            keep(f"stages_raw_{name}", run.stages_p50_ms)
             own[name] = run.non_inference_ms.p50 if run.non_inference_ms else None
             tell(f"raw {name}: everything but inference takes {own[name]:.2f} ms (p50)")
     keep("underload", {**underload, "non_inference_p50_ms": own})

@@ -38,6 +38,12 @@ PARAMETERS = (
         bounds=(0.1, 60_000.0),
     ),
     Declaration(
+        "stages",
+        True,
+        "Listen to the detector's stages too; false sees only what any planner would.",
+        fixed=True,
+    ),
+    Declaration(
         "window",
         10_000,
         "Newest frames over which percentiles are told in diagnostics.",
@@ -79,13 +85,15 @@ class ProfilerNode(ManagedNode):
     def activate(self) -> None:
         """Subscribe."""
         reliable = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
+        ears = [
+            (Detection2DArray, "detections", self._on_detections),
+            (DiagnosticArray, "/diagnostics", self._on_diagnostics),
+        ]
+        if self.parameter_values()["stages"]:
+            ears.append((DiagnosticArray, "detector/stages", self._on_stages))
         self._subscriptions_made = [
-            self.create_subscription(topic_type, topic, callback, reliable)
-            for topic_type, topic, callback in (
-                (Detection2DArray, "detections", self._on_detections),
-                (DiagnosticArray, "detector/stages", self._on_stages),
-                (DiagnosticArray, "/diagnostics", self._on_diagnostics),
-            )
+            self.create_subscription(message_type, topic, callback, reliable)
+            for message_type, topic, callback in ears
         ]
 
     def deactivate(self) -> None:

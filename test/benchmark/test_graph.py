@@ -60,7 +60,7 @@ def test_silence_is_an_error_not_a_figure() -> None:
 def test_percentile_of_too_few_frames_is_refused() -> None:
     few = Measured(OURS, 10.0, LatencySummary.of_ns([MS] * 50), None, {})
     with pytest.raises(EdgePerceptionError, match="too few frames"):
-        graph._median([few], lambda run: run.end_to_end_ms.p99)
+        graph._p99(few)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
 def test_each_system_is_measured_through_real_processes(
     system: str, load: Load, tmp_path: Path
 ) -> None:
-    measured = graph.measure(system, load, Model(write_detector(tmp_path), threads=1))
+    measured = graph.measure(system, load, Model(write_detector(tmp_path), threads=1), stages=True)
     assert measured.system == system
     assert measured.end_to_end_ms.n > 10
     assert (measured.end_to_end_ms.p50 or 0) > 0
