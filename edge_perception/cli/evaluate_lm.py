@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_perception.cli._toolkit import require_toolkit
-from edge_perception.cli.quantize import add_format_arguments, device_name, text_calls
+from edge_perception.cli.quantize import add_format_arguments, text_calls
 from edge_perception.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,89 +48,65 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure and report."""
     require_toolkit()
-    options.device = device_name(options.device)
-    report = _ladder(options) if options.ladder else _compare(options)
-    options.out.mkdir(parents=True, exist_ok=True)
-    name = "ladder" if options.ladder else "fidelity"
-    (options.out / f"{name}.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    if options.ladder:
-        from edge_perception.quantization.ladder_page import render_ladder
+    from edge_perception.quantization.comparison import choose_device, read_windows, with_conditions
+    from edge_perception.quantization.ladder_page import render_ladder
 
+    device = choose_device(options.device)
+    windows = read_windows(
+        options.text,
+        options.tokenizer or options.model,
+        length=options.window,
+        count=options.windows,
+        device=device,
+    )
+    conditions = {
+        "text": f"{options.text.name}, {len(windows)} windows of {options.window} tokens",
+        "device": device,
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.ladder:
+        conditions["calibration"] = options.calibration.name if options.calibration else "none"
+        report = with_conditions(_ladder(options, windows, device), conditions)
         (options.out / "ladder.html").write_text(render_ladder(report), encoding="utf-8")
-    print(f"written: {options.out / name}.json")
+    else:
+        report = with_conditions(_compare(options, windows, device), conditions)
+    path = options.out / ("ladder.json" if options.ladder else "fidelity.json")
+    path.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    print(f"written: {path}")
     return 0
 
 
-def _windows(options: argparse.Namespace) -> list[Any]:
-    from edge_perception.quantization.calibration import read_token_ids
-    from edge_perception.quantization.evaluate import windows_of
+def _compare(options: argparse.Namespace, windows: Sequence[Any], device: str) -> dict[str, Any]:
+    from edge_perception.quantization.comparison import compare_checkpoints
 
-    token_ids = read_token_ids(options.text, options.tokenizer or options.model)
-    return [
-        window.to(options.device)
-        for window in windows_of(token_ids, options.window, options.windows)
-    ]
-
-
-def _load(options: argparse.Namespace, path: Path) -> Any:
-    import torch
-
-    from edge_perception.vlm.assembly import load_model
-
-    dtype = getattr(torch, options.dtype) if options.dtype else None
-    return load_model(path, device=options.device, dtype=dtype)
-
-
-def _compare(options: argparse.Namespace) -> dict[str, Any]:
-    import torch
-
-    from edge_perception.core.machine import describe_code, describe_machine, utc_now
-    from edge_perception.quantization.evaluate import measure_fidelity
-
-    windows = _windows(options)
-    model = _load(options, options.model)
-    reference = _load(options, options.reference) if options.reference else None
-    with torch.no_grad():
-        theirs = None if reference is None else lambda window: reference(window).logits[0]
-        got = measure_fidelity(lambda window: model(window).logits[0], theirs, windows)
-        original = None if theirs is None else measure_fidelity(theirs, None, windows)
-    size = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
-    figures: dict[str, Any] = {"ppl": got.perplexity, "bytes": size, "tokens": got.tokens}
-    if original is not None:
-        figures |= {"float_ppl": original.perplexity, "kl": got.kl, "agreement": got.agreement}
+    figures = compare_checkpoints(
+        options.model, options.reference, windows, device=device, dtype=options.dtype
+    )
     for name, value in figures.items():
         print(f"{name:10s} {value:,.4f}" if isinstance(value, float) else f"{name:10s} {value:,}")
-    return {
-        "schema": 1,
-        "machine": describe_machine(),
-        "code": describe_code(),
-        "date": utc_now(),
-        "conditions": {"text": options.text.name, "window": options.window},
-        "model": options.model.name,
-        "figures": figures,
-    }
+    return {"model": options.model.name, "figures": figures}
 
 
-def _ladder(options: argparse.Namespace) -> dict[str, Any]:
-    import torch
+def _ladder(options: argparse.Namespace, windows: Sequence[Any], device: str) -> dict[str, Any]:
+    from edge_perception.quantization.comparison import climb_checkpoint
 
-    from edge_perception.quantization.ladder import climb, ladder_report
-
-    if options.calibration is None:
+    recipes = _recipes(options)
+    if options.calibration is None and any(recipe.needs_calibration for recipe in recipes):
         raise ConfigError(
             "a ladder needs text to calibrate with",
             expected="--calibration TEXT, another text than --text",
         )
-    windows = _windows(options)
-    batches = text_calls(options, options.device)
-    model = _load(options, options.model)
-    result = climb(model, _recipes(options), batches, windows, torch.device(options.device), _tell)
-    conditions = {
-        "text": f"{options.text.name}, {len(windows)} windows of {options.window} tokens",
-        "calibration": options.calibration.name,
-        "device": options.device,
-    }
-    return ladder_report(options.model.stem, result, conditions)
+    batches = text_calls(options, device) if options.calibration else []
+    result = climb_checkpoint(
+        options.model,
+        recipes,
+        batches,
+        windows,
+        device=device,
+        dtype=options.dtype,
+        on_run=_tell,
+    )
+    return {"models": {options.model.stem: result}}
 
 
 def _recipes(options: argparse.Namespace) -> Sequence[Recipe]:

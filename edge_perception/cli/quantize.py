@@ -116,23 +116,8 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def device_name(wanted: str) -> str:
-    """``auto`` as "cuda" where there is one; raises for a device that is not there."""
-    import torch
-
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device cannot be used ({reason})", got=wanted) from error
-    return wanted
-
-
 def _job(options: argparse.Namespace) -> Job:
-    import torch
-
+    from edge_perception.quantization.comparison import choose_device
     from edge_perception.quantization.encoding import ExportLayout
     from edge_perception.quantization.grid import WeightFormat
     from edge_perception.quantization.job import Job
@@ -147,8 +132,8 @@ def _job(options: argparse.Namespace) -> Job:
         out=options.out,
         recipe=recipe_for(options.method, form, **choices),
         layout=ExportLayout(options.layout),
-        device=device_name(options.device),
-        dtype=getattr(torch, options.dtype) if options.dtype else None,
+        device=choose_device(options.device),
+        dtype=options.dtype,
         vision=options.vision,
         head_bits=options.head_bits,
         embedding_bits=options.embedding_bits,
@@ -160,13 +145,12 @@ def _calibration(
     options: argparse.Namespace, job: Job
 ) -> tuple[Sequence[Mapping[str, Any]], dict[str, str]]:
     """The calibration's forward calls, and what the card says of them."""
-    import torch
-
     from edge_perception.quantization import calibration
 
     if not job.recipe.needs_calibration:
         return [], {}
-    device, batches, notes = torch.device(job.device), [], {}
+    batches: list[Mapping[str, Any]] = []
+    notes: dict[str, str] = {}
     if options.calibration:
         batches += text_calls(options, job.device)
         tokens = sum(batch["input_ids"].numel() for batch in batches)
@@ -174,7 +158,7 @@ def _calibration(
     if options.images:
         images = calibration.image_files(options.images, options.image_count)
         processor = calibration.load_processor(options.model)
-        batches += calibration.image_batches(images, processor, device)
+        batches += calibration.image_batches(images, processor, job.device)
         notes["calibration images"] = str(len(images))
     if not batches:
         raise ConfigError(
@@ -187,8 +171,6 @@ def _calibration(
 
 def text_calls(options: argparse.Namespace, device: str) -> list[Mapping[str, Any]]:
     """The calibration text as forward calls."""
-    import torch
-
     from edge_perception.quantization.calibration import read_token_ids, text_batches
 
     return list(
@@ -197,7 +179,7 @@ def text_calls(options: argparse.Namespace, device: str) -> list[Mapping[str, An
             window=options.window,
             tokens=options.calibration_tokens,
             batch_tokens=4 * options.window,
-            device=torch.device(device),
+            device=device,
         )
     )
 

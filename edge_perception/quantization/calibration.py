@@ -55,7 +55,7 @@ def read_token_ids(text: Path, tokenizer: Path) -> Tensor:
 
 
 def text_batches(
-    token_ids: Tensor, *, window: int, tokens: int, batch_tokens: int, device: torch.device
+    token_ids: Tensor, *, window: int, tokens: int, batch_tokens: int, device: str
 ) -> list[Batch]:
     """Forward calls of whole windows, ``tokens`` in all (less if the text is shorter)."""
     windows = windows_of(token_ids, window, max(1, tokens // window))
@@ -77,7 +77,7 @@ def image_files(folder: Path, count: int) -> list[Path]:
 
 
 def image_batches(
-    images: Sequence[Path], processor: Processor, device: torch.device, prompt: str = PROMPT
+    images: Sequence[Path], processor: Processor, device: str, prompt: str = PROMPT
 ) -> list[Batch]:
     """One forward call an image: the image and ``prompt``, in the model's chat template."""
     return [

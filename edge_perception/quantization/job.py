@@ -53,7 +53,7 @@ class Job:
     recipe: Recipe
     layout: ExportLayout = ExportLayout.AWQ
     device: str = "cpu"
-    dtype: torch.dtype | None = None
+    dtype: str | None = None
     vision: bool = False
     head_bits: int | None = None
     embedding_bits: int | None = None
@@ -160,7 +160,7 @@ class _Workpiece:
             )
         self.job = job
         self.source = source
-        self.dtype = job.dtype or stored_dtype(source.config)
+        self.dtype = stored_dtype({"dtype": job.dtype} if job.dtype else source.config)
         self.device = torch.device(job.device)
         self.model = build_skeleton(source.config, self.dtype)
         self.names = model_names(self.model, source.names())
@@ -254,7 +254,7 @@ def _request(job: Job, batches: Sequence[Batch]) -> dict[str, Any]:
         "model": identity_of(job.model),
         "recipe": {name: getattr(value, "value", value) for name, value in recipe.items()},
         "layout": job.layout.value,
-        "dtype": None if job.dtype is None else float_type_name(job.dtype),
+        "dtype": job.dtype,
         "vision": job.vision,
         "head_bits": job.head_bits,
         "embedding_bits": job.embedding_bits,

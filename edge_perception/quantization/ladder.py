@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edge_perception.core.machine import describe_code, describe_machine, utc_now
 from edge_perception.quantization.block import QuantizedWeight
 from edge_perception.quantization.evaluate import Fidelity, gap_share, measure_fidelity
 from edge_perception.quantization.grid import WeightFormat
@@ -124,15 +123,3 @@ def _row(
         "bytes": made.bytes,
         "calibration_tokens": tokens if recipe.needs_calibration else 0,
     }  # fmt: skip
-
-
-def ladder_report(name: str, result: dict[str, Any], conditions: dict[str, Any]) -> dict[str, Any]:
-    """A ladder's result with where, when and on what it was taken."""
-    return {
-        "schema": 1,
-        "machine": describe_machine(),
-        "code": describe_code(),
-        "date": utc_now(),
-        "conditions": conditions,
-        "models": {name: result},
-    }

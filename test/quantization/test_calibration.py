@@ -15,7 +15,7 @@ from edge_perception.quantization.calibration import (
     text_batches,
 )
 
-CPU = torch.device("cpu")
+CPU = "cpu"
 
 
 def test_text_becomes_whole_windows_in_few_calls() -> None:

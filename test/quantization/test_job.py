@@ -89,7 +89,7 @@ def test_every_family_survives_the_way_to_disk(family: str, tmp_path: Path) -> N
 
 @torch.no_grad()
 def test_half_precision_checkpoint_loads_to_the_same_bits(tmp_path: Path, model) -> None:
-    asked = job(tmp_path, "awq+gptq", dtype=torch.bfloat16)
+    asked = job(tmp_path, "awq+gptq", dtype="bfloat16")
     run_job(asked, CALLS)
     half = load_model(tmp_path / "float", dtype=torch.bfloat16)
     in_memory = quantise_copy(half, asked.recipe, CALLS, CPU).model
