@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from edge_perception import __version__
 from edge_perception.quantization.grid import PER_CHANNEL
 from edge_perception.quantization.plan import Plan
-
-if TYPE_CHECKING:
-    from edge_perception.quantization.job import Job
+from edge_perception.quantization.recipe import Recipe
 
 _CITATIONS = {
     "awq": "AWQ (Lin et al., MLSys 2024, arXiv 2306.00978)",
@@ -19,22 +16,22 @@ _CITATIONS = {
 }
 
 
-def model_card(job: Job, plan: Plan, notes: Mapping[str, str]) -> str:
+def model_card(name: str, recipe: Recipe, layout: str, plan: Plan, notes: Mapping[str, str]) -> str:
     """Markdown; ``notes`` are further rows of the table (the calibration text, say)."""
-    form, recipe = job.recipe.form, job.recipe
+    form = recipe.form
     size = "per channel" if form.group_size == PER_CHANNEL else str(form.group_size)
-    cited = [text for name, text in _CITATIONS.items() if name in recipe.method]
+    cited = [text for method, text in _CITATIONS.items() if method in recipe.method]
     rows = {
         "method": f"{recipe.method}: {', '.join(cited)}",
         "bits, group size": f"{form.bits}, {size}",
         "zero points": "symmetric" if form.symmetric else "integer, asymmetric",
-        "layout": job.layout.value,
+        "layout": layout,
         "scaling, clipping, rounding": ", ".join(
             (recipe.scaling.value, recipe.clipping.value, recipe.rounding.value)
         ),
         "towers": ", ".join(tower.path for tower in plan.towers),
         "quantised beside the blocks": ", ".join(
-            f"{name} ({form.bits} bits)" for name, form in plan.outer.items()
+            f"{outer} ({form.bits} bits)" for outer, form in plan.outer.items()
         )
         or "nothing",
         "layers kept in float for their width": ", ".join(plan.kept_float) or "none",
@@ -43,9 +40,9 @@ def model_card(job: Job, plan: Plan, notes: Mapping[str, str]) -> str:
     }
     if recipe.float_target:
         rows["float target"] = f"{recipe.float_target} (GPTAQ's idea, arXiv 2504.02692)"
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    table = "\n".join(f"| {row} | {value} |" for row, value in rows.items())
     return (
-        f"# {job.model.stem}, quantised\n\n"
+        f"# {name}, quantised\n\n"
         f"Written by edge_perception {__version__} (`edge-perception quantize`).\n\n"
         f"| | |\n| --- | --- |\n{table}\n\n"
         "The licence of the original model holds. Measure the loss on your own data:\n"

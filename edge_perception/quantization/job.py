@@ -141,7 +141,7 @@ def run_job(
         restored = min(folder.begin(restart=restart), len(piece.blocks))
         piece.quantize_blocks(batches, folder, on_progress)
         folder.write_shard(len(piece.blocks), piece.outer_tensors())
-    card = model_card(job, piece.plan, notes or {})
+    card = model_card(job.model.stem, job.recipe, job.layout.value, piece.plan, notes or {})
     written = folder.finish(config, card, job.tokenizer or job.model)
     seconds = time.perf_counter() - start
     return Outcome(written, piece.plan.float_bytes, seconds, peak_bytes(torch.device(job.device)),
