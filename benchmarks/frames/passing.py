@@ -152,7 +152,7 @@ def subscribe(node: Node, way: str, topic: str, tally: Tally) -> RemoteFrameStre
             with frame:
                 tally.see(frame.pixels, frame.info.stamp_ns)
 
-    stream.start(node, lease)
+    stream.start(node, lease, eager=True)
     return stream
 
 
