@@ -25,8 +25,8 @@ from edge_perception.nodes.managed import ManagedNode
 
 END_WITH_PARENT = "EDGE_PERCEPTION_END_WITH_PARENT"
 _PR_SET_PDEATHSIG = 1
-# A fifth of Python's default: halves what a camera's readers wait beside a thread busy in Python,
-# and costs that thread nothing to speak of (benchmarks/frames/switch_interval.py).
+# A fifth of Python's default. Beside a thread busy in Python a lease then takes 2.4 ms instead of
+# 10.5, and that thread gets 1% less done (docs/benchmarks/frames_cpu.json, switch_interval).
 _SWITCH_INTERVAL_S = 0.001
 
 
