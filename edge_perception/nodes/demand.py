@@ -3,8 +3,8 @@
 An executor normally takes every message. A camera faster than its readers then spends Python's
 time, and the interpreter lock, on frames that nobody will see, while inference waits for both. A
 subscription in this callback group is left out of the executor's wait set until a reader asks:
-DDS keeps the newest message meanwhile (KEEP_LAST 1), replacing it without any Python. Measured on
-two cores with a camera at twice the model's rate, docs/benchmarks/graph.json.
+DDS keeps the newest message meanwhile (KEEP_LAST 1), replacing it without any Python. Why, and
+what it brought: docs/adr/0002-one-thread-a-node.md.
 """
 
 from __future__ import annotations
