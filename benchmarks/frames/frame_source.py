@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
 import time
 import zlib
-from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
 
 from edge_perception.core.frame import FrameInfo
 from edge_perception.core.image import ImageFormat, UInt8Array
+from edge_perception.core.machine import describe_code, describe_machine, utc_now
 
 FULL_HD = ImageFormat.packed("rgb8", 1080, 1920)
 _CRC_BYTES = 4
@@ -65,27 +62,9 @@ def percentiles(values_ms: list[float]) -> dict[str, float | None]:
 
 
 def provenance(commit: str) -> dict[str, Any]:
-    """Machine, date and commit of a run."""
+    """Machine, date and commit of a run; ``commit`` is for a tree that is no checkout."""
     return {
-        "machine": {
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "kernel": platform.release(),
-            "python": platform.python_version(),
-        },
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit or _commit(),
+        "machine": describe_machine(),
+        "date": utc_now(),
+        "commit": commit or describe_code()["commit"],
     }
-
-
-def _processor() -> str:
-    with open("/proc/cpuinfo") as lines:
-        for line in lines:
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.machine()
-
-
-def _commit() -> str:
-    run = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return run.stdout.strip() or "unknown"

@@ -84,6 +84,8 @@ def test_each_system_is_measured_through_real_processes(
     assert (measured.non_inference_ms is not None) == (system == OURS)
 
 
-def test_without_a_listener_the_graph_does_hardly_anything(load: Load, tmp_path: Path) -> None:
+def test_idle_graph_is_measured_without_a_listener(load: Load, tmp_path: Path) -> None:
     told = graph.idle(load, Model(write_detector(tmp_path), threads=1))
     assert told["seconds"] == load.seconds
+    assert told["camera_fps"] == load.fps
+    assert float(str(told["cpu_share_of_one_core"])) > 0
