@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "replay": {"core"},
     "world": {"core"},
     "planner": {"core"},
-    "quantization": {"vlm", "backends", "core"},
+    "quantization": {"detection", "vlm", "gpu", "backends", "core"},
     "nodes": {"detection", "vlm", "gpu", "backends", "replay", "core"},
     "benchmark": {"replay", "core"},
     "cli": {"nodes", "benchmark", "quantization", "replay", "world", "planner", "core"},
