@@ -110,7 +110,7 @@ class Path:
 
     def check_against_cpu(self) -> dict[str, Any]:
         """Compare the last detections with the CPU's decoding of the same output."""
-        found = decode_yolox(self.output.cpu().numpy(), SPEC, np.float32(self.threshold))
+        found = decode_yolox([self.output.cpu().numpy()], SPEC, np.float32(self.threshold))
         source = (FULL_HD.height, FULL_HD.width)
         letterbox = Letterbox.fit(source, (SPEC.height, SPEC.width), SPEC.pad_align)
         found = replace(found, boxes_xyxy=letterbox.to_source(found.boxes_xyxy))

@@ -14,8 +14,9 @@ from edge_perception.core.detections import Float32Array
 class Letterbox:
     """Where a source image lies inside a network's input; all lengths in pixels.
 
-    ``scale_x`` and ``scale_y`` are resized over source size. They are nearly equal: each is exact
-    for the rounded ``resized_width`` and ``resized_height``, so that boxes map back without bias.
+    ``scale_x`` and ``scale_y`` are resized over source size. They are nearly equal, unless the
+    image was stretched: each is exact for the rounded ``resized_width`` and ``resized_height``, so
+    that boxes map back without bias.
     """
 
     source_height: int
@@ -32,8 +33,10 @@ class Letterbox:
         """Fit ``source`` (height, width) into ``target`` (height, width).
 
         ``align`` is "center" (YOLOv5 and later, odd pixel to the bottom and right) or "top_left"
-        (YOLOX).
+        (YOLOX), or "stretch": the whole target, each side by its own ratio (RT-DETR, ViT).
         """
+        if align == "stretch":
+            return cls(*source, *target, *target, 0, 0)
         ratio = min(target[0] / source[0], target[1] / source[1])
         resized = [max(1, min(t, round(s * ratio))) for s, t in zip(source, target, strict=True)]
         spare = [t - r for t, r in zip(target, resized, strict=True)]

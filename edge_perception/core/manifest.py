@@ -15,8 +15,10 @@ from edge_perception.errors import ManifestError
 
 SCHEMA = 1
 
-# Head families, by the raw output that their decoder reads (see detection/decoders.py).
-HEADS = ("yolov5", "yolov8", "yolo_end_to_end", "yolox")
+# Head families, by the raw output that their decoder reads (see detection/decoders.py and, for
+# "classifier", detection/classifier.py).
+HEADS = ("yolov5", "yolov8", "yolo_end_to_end", "yolox", "rtdetr", "detr", "classifier")
+PAD_ALIGNS = ("center", "top_left", "stretch")
 DTYPES = ("float32", "float16", "uint8", "int8", "int32", "int64")
 
 # What a key must hold, by the annotation of its field (a string, as annotations are here).
@@ -50,7 +52,8 @@ class Preprocessing:
 
     ``height`` and ``width`` in px; ``color`` is the channel order the network wants; ``mean`` and
     ``std`` are per channel in that order, after ``scale`` (1/255 for a network fed 0..1).
-    ``pad_value`` is the grey (0..255) around the picture, ``pad_align`` says where it goes.
+    ``pad_value`` is the grey (0..255) around the picture; ``pad_align`` says where the picture
+    lies, or "stretch" for no padding, at the price of the picture's aspect.
     """
 
     height: int
@@ -71,7 +74,7 @@ class Preprocessing:
                     f"preprocessing.{side}", expected="1 to 8192 px", got=getattr(self, side)
                 )
         _check_choice("preprocessing.color", self.color, ("rgb", "bgr"))
-        _check_choice("preprocessing.pad_align", self.pad_align, ("center", "top_left"))
+        _check_choice("preprocessing.pad_align", self.pad_align, PAD_ALIGNS)
         _check_choice("preprocessing.layout", self.layout, ("nchw", "nhwc"))
         _check_choice("preprocessing.dtype", self.dtype, ("float32", "float16", "uint8"))
         if not 0 <= self.pad_value <= 255:

@@ -1,11 +1,12 @@
 """From raw network outputs to candidate boxes, one function a head family.
 
-Each decoder gets the network's output, the manifest's preprocessing and the score threshold, and
+Each decoder gets the network's outputs, the manifest's preprocessing and the score threshold, and
 returns the candidates at or above it in network pixels. Comparisons are written so that NaN never
 passes. Most of the N anchors are background: every decoder first finds the few that count, and
 computes on those alone.
 
-Sources: Ultralytics' export documentation (yolov5, yolov8, end-to-end), YOLOX's ONNX demo (yolox).
+Sources: Ultralytics' export documentation (yolov5, yolov8, end-to-end), YOLOX's ONNX demo (yolox),
+``post_process_object_detection`` of transformers (rtdetr, detr).
 """
 
 from __future__ import annotations
@@ -39,41 +40,67 @@ class Candidates:
         return Candidates(self.boxes_xyxy[index], self.scores[index], self.class_ids[index])
 
 
-Decoder = Callable[[Float32Array, Preprocessing, float], Candidates]
+Outputs = Sequence[Float32Array]
+Decoder = Callable[[Outputs, Preprocessing, float], Candidates]
 
 
-def decode_yolov8(output: Float32Array, _: Preprocessing, threshold: float) -> Candidates:
+def decode_yolov8(outputs: Outputs, _: Preprocessing, threshold: float) -> Candidates:
     """YOLOv8 and YOLO11, raw: ``(1, 4 + C, N)`` of centre, size and C class scores."""
-    boxes, class_scores = output[0, :4], output[0, 4:]
+    boxes, class_scores = outputs[0][0, :4], outputs[0][0, 4:]
     best = class_scores.max(axis=0)
     kept = np.flatnonzero(best >= threshold)
     class_ids = class_scores[:, kept].argmax(axis=0)
     return Candidates(cxcywh_to_xyxy(boxes[:, kept].T), best[kept], class_ids.astype(np.int32))
 
 
-def decode_yolov5(output: Float32Array, _: Preprocessing, threshold: float) -> Candidates:
+def decode_yolov5(outputs: Outputs, _: Preprocessing, threshold: float) -> Candidates:
     """YOLOv5, raw: ``(1, N, 5 + C)`` of centre, size, objectness and C class scores."""
-    kept, scores, class_ids = _objectness_times_class(output[0], threshold)
-    return Candidates(cxcywh_to_xyxy(output[0, kept, :4]), scores, class_ids)
+    rows = outputs[0][0]
+    kept, scores, class_ids = _objectness_times_class(rows, threshold)
+    return Candidates(cxcywh_to_xyxy(rows[kept, :4]), scores, class_ids)
 
 
-def decode_yolox(
-    output: Float32Array, preprocessing: Preprocessing, threshold: float
-) -> Candidates:
+def decode_yolox(outputs: Outputs, preprocessing: Preprocessing, threshold: float) -> Candidates:
     """YOLOX, raw grid: ``(1, N, 5 + C)``; centres as offsets in cells, sizes as log of strides."""
-    cells, strides = _grid(preprocessing.height, preprocessing.width, output.shape[1])
-    kept, scores, class_ids = _objectness_times_class(output[0], threshold)
+    rows = outputs[0][0]
+    cells, strides = _grid(preprocessing.height, preprocessing.width, len(rows))
+    kept, scores, class_ids = _objectness_times_class(rows, threshold)
     stride = strides[kept, None]
-    centres = (output[0, kept, :2] + cells[kept]) * stride
+    centres = (rows[kept, :2] + cells[kept]) * stride
     with np.errstate(over="ignore"):  # an absurd log size becomes inf and is dropped later
-        sizes = np.exp(output[0, kept, 2:4]) * stride
+        sizes = np.exp(rows[kept, 2:4]) * stride
     return Candidates(cxcywh_to_xyxy(np.concatenate([centres, sizes], axis=1)), scores, class_ids)
 
 
-def decode_end_to_end(output: Float32Array, _: Preprocessing, threshold: float) -> Candidates:
+def decode_end_to_end(outputs: Outputs, _: Preprocessing, threshold: float) -> Candidates:
     """YOLOv10 and YOLO26: ``(1, N, 6)`` of corners, score, class; already suppressed."""
-    kept = output[0, output[0, :, 4] >= threshold]
+    kept = outputs[0][0, outputs[0][0, :, 4] >= threshold]
     return Candidates(kept[:, :4], kept[:, 4], _to_class_ids(kept[:, 5]))
+
+
+def decode_rtdetr(outputs: Outputs, preprocessing: Preprocessing, threshold: float) -> Candidates:
+    """RT-DETR and Deformable DETR: logits ``(1, N, C)``, boxes ``(1, N, 4)``, a sigmoid a class.
+
+    A query may stand for several classes; the N best pairs of query and class are told.
+    """
+    scores = _sigmoid(outputs[0][0])
+    queries, class_ids = np.nonzero(scores >= threshold)
+    best = np.argsort(-scores[queries, class_ids], kind="stable")[: len(scores)]
+    queries, class_ids = queries[best], class_ids[best]
+    boxes = _from_normalised(outputs[1][0, queries], preprocessing)
+    return Candidates(boxes, scores[queries, class_ids], class_ids.astype(np.int32))
+
+
+def decode_detr(outputs: Outputs, preprocessing: Preprocessing, threshold: float) -> Candidates:
+    """DETR and YOLOS: logits ``(1, N, C + 1)``, boxes ``(1, N, 4)``; the last class is "nothing".
+
+    A query stands for its best class.
+    """
+    scores = softmax(outputs[0][0])[:, :-1]
+    best = scores.max(axis=1)
+    kept = np.flatnonzero(best >= threshold)
+    boxes = _from_normalised(outputs[1][0, kept], preprocessing)
+    return Candidates(boxes, best[kept], scores[kept].argmax(axis=1).astype(np.int32))
 
 
 DECODERS: Mapping[str, Decoder] = {
@@ -81,36 +108,82 @@ DECODERS: Mapping[str, Decoder] = {
     "yolov8": decode_yolov8,
     "yolox": decode_yolox,
     "yolo_end_to_end": decode_end_to_end,
+    "rtdetr": decode_rtdetr,
+    "detr": decode_detr,
 }
 # Heads whose boxes need no suppression.
-SUPPRESSED_HEADS = frozenset({"yolo_end_to_end"})
+SUPPRESSED_HEADS = frozenset({"yolo_end_to_end", "rtdetr", "detr"})
+
+Shape = tuple[int | None, ...]
 
 
 def check_head(manifest: Manifest) -> None:
-    """Raise ``ManifestError`` unless the output has room for exactly the manifest's classes."""
-    expected = _output_shape(manifest)
-    shape = manifest.outputs[0].shape
-    fits = len(shape) == 3 and all(e in (None, s) for e, s in zip(expected, shape, strict=True))
-    if not fits:
+    """Raise ``ManifestError`` unless the outputs have room for exactly the manifest's classes.
+
+    Outputs beyond those that the head reads may have any shape.
+    """
+    if manifest.head not in DECODERS:
+        raise ManifestError(
+            f"model {manifest.name!r} finds no boxes",
+            expected=f"a head of {', '.join(DECODERS)}",
+            got=manifest.head,
+        )
+    expected = output_shapes(manifest)
+    found = tuple(spec.shape for spec in manifest.outputs[: len(expected)])
+    if len(found) < len(expected) or not all(map(_fits, expected, found)):
         raise ManifestError(
             f"head {manifest.head!r} with {len(manifest.class_names)} class names"
             " does not fit the model's output",
-            expected=f"shape {expected} with any number for None",
-            got=shape,
+            expected=f"shapes {expected} with any number for None",
+            got=found,
         )
     if manifest.head == "yolox":
-        _grid(manifest.preprocessing.height, manifest.preprocessing.width, shape[1])
+        _grid(manifest.preprocessing.height, manifest.preprocessing.width, found[0][1])
+    if len({shape[1] for shape in found}) > 1:
+        raise ManifestError("logits and boxes are of different numbers of queries", got=found)
 
 
-def _output_shape(manifest: Manifest) -> tuple[int | None, ...]:
+def output_shapes(manifest: Manifest) -> tuple[Shape, ...]:
+    """Return what the head's decoder reads, in the order of the outputs; None for any number."""
     classes = len(manifest.class_names)
     match manifest.head:
         case "yolov8":
-            return (1, 4 + classes, None)
+            return ((1, 4 + classes, None),)
         case "yolo_end_to_end":
-            return (1, None, 6)
+            return ((1, None, 6),)
+        case "rtdetr":
+            return ((1, None, classes), (1, None, 4))
+        case "detr":
+            return ((1, None, classes + 1), (1, None, 4))
         case _:
-            return (1, None, 5 + classes)
+            return ((1, None, 5 + classes),)
+
+
+def _fits(expected: Shape, shape: tuple[int, ...]) -> bool:
+    return len(expected) == len(shape) and all(
+        wanted in (None, side) for wanted, side in zip(expected, shape)
+    )
+
+
+def softmax(logits: Float32Array) -> Float32Array:
+    """Return probabilities along the last axis; NaN where a row holds no finite maximum."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        shares: Float32Array = powers / powers.sum(axis=-1, keepdims=True)
+    return shares
+
+
+def _sigmoid(logits: Float32Array) -> Float32Array:
+    with np.errstate(over="ignore"):  # far below zero exp becomes inf, and the score 0
+        scores: Float32Array = 1 / (1 + np.exp(-logits))
+    return scores
+
+
+def _from_normalised(boxes_cxcywh: Float32Array, preprocessing: Preprocessing) -> Float32Array:
+    """Turn centre and size, as shares of the network's input, into corners in its pixels."""
+    sides = np.array([preprocessing.width, preprocessing.height] * 2, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return cxcywh_to_xyxy(boxes_cxcywh) * sides
 
 
 def _objectness_times_class(

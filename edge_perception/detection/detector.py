@@ -22,6 +22,7 @@ from edge_perception.detection.decoders import (
     DECODERS,
     SUPPRESSED_HEADS,
     Candidates,
+    Outputs,
     check_head,
 )
 from edge_perception.errors import ManifestError
@@ -84,16 +85,16 @@ class Detector:
         with recorder.stage("preprocess"):
             tensor, letterbox = self._preprocessor(pixels, image_format)
         with recorder.stage("infer"):
-            output = self.backend.infer([tensor])[0]
+            outputs = self.backend.infer([tensor])
         after_inference()
         with recorder.stage("postprocess"):
-            return self._postprocess(output, letterbox, settings)
+            return self._postprocess(outputs, letterbox, settings)
 
     def _postprocess(
-        self, output: npt.NDArray[np.float32], letterbox: Letterbox, settings: DetectionSettings
+        self, outputs: Outputs, letterbox: Letterbox, settings: DetectionSettings
     ) -> Detections:
         decode = DECODERS[self.manifest.head]
-        found = decode(output, self.manifest.preprocessing, settings.score_threshold)
+        found = decode(outputs, self.manifest.preprocessing, settings.score_threshold)
         found = found.select(_sound(found, len(self.manifest.class_names)))
         if settings.class_ids is not None:
             found = found.select(np.isin(found.class_ids, list(settings.class_ids)))

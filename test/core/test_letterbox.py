@@ -12,6 +12,7 @@ from edge_perception.core.letterbox import Letterbox
 sizes = st.tuples(st.integers(1, 4096), st.integers(1, 4096))
 targets = st.tuples(st.integers(32, 1280), st.integers(32, 1280))
 aligns = st.sampled_from(["center", "top_left"])
+any_aligns = st.sampled_from(["center", "top_left", "stretch"])
 
 
 @given(sizes, targets, aligns)
@@ -25,6 +26,13 @@ def test_image_fills_one_side_and_stays_inside(
 
 
 @given(sizes, targets)
+def test_stretched_image_fills_both_sides(source: tuple[int, int], target: tuple[int, int]) -> None:
+    box = Letterbox.fit(source, target, "stretch")
+    assert (box.resized_height, box.resized_width) == target
+    assert (box.pad_top, box.pad_left) == (0, 0)
+
+
+@given(sizes, targets)
 def test_centred_padding_differs_by_one_pixel_at_most(
     source: tuple[int, int], target: tuple[int, int]
 ) -> None:
@@ -33,7 +41,7 @@ def test_centred_padding_differs_by_one_pixel_at_most(
     assert target[1] - box.resized_width - 2 * box.pad_left in (0, 1)
 
 
-@given(sizes, targets, aligns, st.lists(st.floats(0, 1, width=32), min_size=4, max_size=4))
+@given(sizes, targets, any_aligns, st.lists(st.floats(0, 1, width=32), min_size=4, max_size=4))
 def test_box_comes_back_to_where_it_was(
     source: tuple[int, int], target: tuple[int, int], align: str, places: list[float]
 ) -> None:
@@ -48,7 +56,7 @@ def test_box_comes_back_to_where_it_was(
     assert np.abs(back - boxes).max() <= tolerance
 
 
-@given(sizes, targets, aligns, st.lists(st.floats(-1e6, 1e6, width=32), min_size=4, max_size=4))
+@given(sizes, targets, any_aligns, st.lists(st.floats(-1e6, 1e6, width=32), min_size=4, max_size=4))
 def test_boxes_are_cut_to_the_image(
     source: tuple[int, int], target: tuple[int, int], align: str, corners: list[float]
 ) -> None:

@@ -15,7 +15,14 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import CLASS_NAMES, HEADS, SIDE_PX, manifest_mapping, write_detector
+from tiny_models import (
+    CLASS_NAMES,
+    HEADS,
+    SIDE_PX,
+    manifest_mapping,
+    output_shapes,
+    write_detector,
+)
 
 from edge_perception.backends.base import Tensor
 from edge_perception.backends.store import sha256_of
@@ -170,26 +177,20 @@ class GivenOutput:
 
     name = "given"
 
-    def __init__(self, head: str, output: np.ndarray) -> None:
-        mapping = manifest_mapping(head, output.shape)
+    def __init__(self, head: str, outputs: Sequence[np.ndarray]) -> None:
+        shapes = {f"output{i}": output.shape for i, output in enumerate(outputs)}
         self.inputs = (TensorSpec("images", (1, 3, SIDE_PX, SIDE_PX)),)
-        self.outputs = (TensorSpec("output", output.shape),)
-        self.detector = Detector(parse_manifest(mapping), self)
-        self._output = output
+        self.outputs = tuple(TensorSpec(name, shape) for name, shape in shapes.items())
+        self.detector = Detector(parse_manifest(manifest_mapping(head, shapes)), self)
+        self._outputs = outputs
 
     def infer(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        return [self._output]
+        return self._outputs
 
     def close(self) -> None:
         pass
 
 
-SHAPES = {
-    "yolov8": (1, 7, 20),
-    "yolov5": (1, 20, 8),
-    "yolox": (1, 84, 8),
-    "yolo_end_to_end": (1, 20, 6),
-}
 SPECIAL = np.array(
     [np.nan, np.inf, -np.inf, 0, -1, 1, 0.5, 2, 88, 1e9, -1e9, 3e38, -3e38, 1e-45], np.float32
 )
@@ -206,10 +207,11 @@ def test_whatever_the_network_says_detections_are_sound(
     head: str, seed: int, threshold: float, nms_iou: float
 ) -> None:
     noise = np.random.default_rng(seed)
-    output = noise.choice(SPECIAL, SHAPES[head])
-    plain = noise.random(SHAPES[head]) < noise.random()
-    output[plain] = noise.uniform(0, 64, int(plain.sum())).astype(np.float32)
-    detector = GivenOutput(head, output).detector
+    outputs = [noise.choice(SPECIAL, shape) for shape in output_shapes(head).values()]
+    for output in outputs:
+        plain = noise.random(output.shape) < noise.random()
+        output[plain] = noise.uniform(0, 64, int(plain.sum())).astype(np.float32)
+    detector = GivenOutput(head, outputs).detector
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         found = detect(detector, picture({}), score_threshold=threshold, nms_iou=nms_iou)
@@ -226,7 +228,7 @@ def test_absurd_box_of_one_class_suppresses_nothing_of_another() -> None:
     rows[0, 1] = [10, 20, 8, 8, 1, 0, 0.9, 0]
     rows[0, 2] = [40, 40, 8, 8, 1, 0, 0.8, 0]
     rows[0, 3] = [-40, -40, 8, 8, 1, 0, 0.95, 0]
-    found = detect(GivenOutput("yolov5", rows).detector, picture({}))
+    found = detect(GivenOutput("yolov5", [rows]).detector, picture({}))
     assert sorted(found.class_ids.tolist()) == [0, 1, 1]
 
 

@@ -121,7 +121,7 @@ def raw_output(head: str, seed: int, anchors: int = ANCHORS) -> np.ndarray:
 
 
 def reference(head: str, output: np.ndarray, threshold: float, iou: float) -> np.ndarray:
-    found = DECODERS[head](output, SPEC, threshold)
+    found = DECODERS[head]([output], SPEC, threshold)
     found = replace(found, boxes_xyxy=BOX.to_source(found.boxes_xyxy))
     found = found.select(box_areas(found.boxes_xyxy) > 0)
     found = found.select(np.argsort(-found.scores, kind="stable"))
