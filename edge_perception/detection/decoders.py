@@ -175,7 +175,7 @@ def softmax(logits: Float32Array) -> Float32Array:
 
 def _sigmoid(logits: Float32Array) -> Float32Array:
     with np.errstate(over="ignore"):  # far below zero exp becomes inf, and the score 0
-        scores: Float32Array = 1 / (1 + np.exp(-logits))
+        scores: Float32Array = np.reciprocal(np.exp(-logits) + np.float32(1))
     return scores
 
 
