@@ -21,7 +21,7 @@ setup(
     maintainer_email="maintainers@edge-perception.invalid",
     python_requires=">=3.10",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
-    package_data={"": ["py.typed", "*.cu", "*.cuh", "*.json", "*.html"]},
+    package_data={"": ["py.typed", "*.cu", "*.cuh", "*.json", "*.html", "*.css"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (SHARE, ["package.xml"]),

@@ -42,13 +42,16 @@ def measure_accuracy(pairs: Sequence[tuple[LabelledBoxes, LabelledBoxes]]) -> Ac
     truths = sum(len(truth.class_names) for truth, _ in pairs)
     if not truths:
         return Accuracy(len(pairs), 0, None, None, None, None, None, None, {})
-    evaluation = _evaluate(pairs, names)
-    overall, at50, at75, small, medium, large = (_told(value) for value in evaluation.stats[:6])
+    evaluation = evaluate_boxes(pairs, names)
+    overall, at50, at75, small, medium, large = (told(value) for value in evaluation.stats[:6])
     per_class = _per_class(evaluation, names)
     return Accuracy(len(pairs), truths, overall, at50, at75, small, medium, large, per_class)
 
 
-def _evaluate(pairs: Sequence[tuple[LabelledBoxes, LabelledBoxes]], names: Sequence[str]) -> Any:
+def evaluate_boxes(
+    pairs: Sequence[tuple[LabelledBoxes, LabelledBoxes]], names: Sequence[str]
+) -> Any:
+    """Return pycocotools' ``COCOeval``, summarised, of ``(truth, found)`` of each image."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -100,10 +103,10 @@ def _per_class(evaluation: Any, names: Sequence[str]) -> dict[str, float | None]
     for index, name in enumerate(names):
         values = precision[:, :, index]
         known = values[values > -1]
-        means[name] = _told(known.mean()) if known.size else None
+        means[name] = told(known.mean()) if known.size else None
     return means
 
 
-def _told(value: Any) -> float | None:
+def told(value: Any) -> float | None:
     """Round to what the figure means; COCO writes -1 for "no such box"."""
     return None if value < 0 or not np.isfinite(value) else round(float(value), 4)

@@ -1,7 +1,7 @@
-"""The report's two charts as inline SVG.
+"""The reports' charts as inline SVG.
 
 Drawn by hand rather than by matplotlib, because an inline SVG takes its colours from the page
-(dark or light), stays sharp, and has some kilobytes. Colours are CSS variables of report.html.
+(dark or light), stays sharp, and has some kilobytes. Colours are CSS variables of page.css.
 """
 
 from __future__ import annotations
@@ -45,34 +45,72 @@ def nice_ticks(low: float, high: float, about: int = 6) -> list[float]:
     return [round(index * step, 10) for index in range(first, math.floor(high / step) + 1)]
 
 
-def histogram(values_ms: Sequence[float], marks_ms: Mapping[str, float | None]) -> str:
-    """Draw how often each latency occurred, with a line and its name at each mark.
+def histogram(
+    values: Sequence[float],
+    marks: Mapping[str, float | None],
+    *,
+    unit: str = "ms",
+    counted: str = "frames",
+    title: str = "Histogram of end-to-end latency",
+) -> str:
+    """Draw how often each value occurred, with a line and its name at each mark.
 
-    The axis ends at the 99.5th percentile or the last mark, so that one outlier does not press
-    the rest together; what lies beyond is told in words.
+    ``unit`` and ``counted`` are the words of the axes. Values are not negative. The axis ends at
+    the 99.5th percentile or the last mark, so that one outlier does not press the rest together;
+    what lies beyond is told in words.
     """
-    if not values_ms:
-        return _nothing()
-    known = {name: value for name, value in marks_ms.items() if value is not None}
-    end = max(float(np.percentile(values_ms, 99.5)), *known.values(), 1e-3) * 1.04
-    counts, edges = np.histogram(values_ms, bins=60, range=(0.0, end))
-    beyond = sum(value > end for value in values_ms)
+    if not values:
+        return _nothing(counted)
+    known = {name: value for name, value in marks.items() if value is not None}
+    end = max(float(np.percentile(values, 99.5)), *known.values(), 1e-3) * 1.04
+    counts, edges = np.histogram(values, bins=60, range=(0.0, end))
+    beyond = sum(value > end for value in values)
     axis_x = _Axis(0.0, end, _LEFT, _WIDTH - _RIGHT)
     axis_y = _Axis(0.0, float(counts.max()), _BASE, _TOP)
     bars = [
         f'<rect class="bar" x="{axis_x.px(left) + 0.75:.1f}" y="{axis_y.px(count):.1f}"'
         f' width="{axis_x.px(right) - axis_x.px(left) - 1.5:.1f}"'
         f' height="{_BASE - axis_y.px(count):.1f}"'
-        f' rx="1.5"><title>{left:.1f} to {right:.1f} ms: {count} frames</title></rect>'
+        f' rx="1.5"><title>{left:.4g} to {right:.4g} {unit}: {count} {counted}</title></rect>'
         for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True)
         if count
     ]
     parts = [*_vertical_grid(axis_y, nice_ticks(0, axis_y.high, 4)), *bars]
     parts += [_mark(axis_x.px(value), name, value) for name, value in known.items()]
-    parts += _horizontal_axis(axis_x, nice_ticks(0, end, 10), "ms")
+    parts += _horizontal_axis(axis_x, nice_ticks(0, end, 10), unit)
     if beyond:
-        parts.append(_note(f"{beyond} beyond {end:.0f} ms"))
-    return _svg(parts, "Histogram of end-to-end latency")
+        parts.append(_note(f"{beyond} beyond {end:.3g} {unit}"))
+    return _svg(parts, title)
+
+
+def changes(
+    levels: Sequence[float], differences: Sequence[float], *, title: str, counted: str
+) -> str:
+    """Draw a point a pair: how far a value in 0..1 moved, over where it was.
+
+    The vertical axis is symmetric, so that a bias to one side is seen as one. Of more than 4,000
+    points every n-th is drawn, and the chart says so.
+    """
+    if not levels:
+        return _nothing(counted)
+    step = math.ceil(len(levels) / _MOST_DRAWN)
+    end = max(max(map(abs, differences)), 1e-3) * 1.1
+    axis_x = _Axis(0.0, 1.0, _LEFT, _WIDTH - _RIGHT)
+    axis_y = _Axis(-end, end, _BASE, _TOP)
+    zero = f'y1="{axis_y.px(0):.1f}" y2="{axis_y.px(0):.1f}"'
+    parts = [
+        *_vertical_grid(axis_y, nice_ticks(-end, end, 5)),
+        f'<line class="mark" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" {zero}/>',
+    ]
+    parts += [
+        f'<circle class="point" cx="{axis_x.px(level):.1f}" cy="{axis_y.px(change):.1f}" r="2.4">'
+        f"<title>{level:.3f}: {change:+.4f}</title></circle>"
+        for level, change in zip(levels[::step], differences[::step], strict=True)
+    ]
+    parts += _horizontal_axis(axis_x, nice_ticks(0.0, 1.0, 10), "")
+    if step > 1:
+        parts.append(_note(f"one of {step} {counted} is drawn"))
+    return _svg(parts, title)
 
 
 def timeline(
@@ -88,7 +126,7 @@ def timeline(
     seconds, values_ms = seconds[::step], values_ms[::step]
     known = [value for value in values_ms if value is not None]
     if not known:
-        return _nothing()
+        return _nothing("frames")
     top = max(known) * 1.08
     axis_x = _Axis(0.0, max(*seconds, 1e-3), _LEFT, _WIDTH - _RIGHT)
     axis_y = _Axis(0.0, top, _BASE - 14, _TOP)
@@ -131,7 +169,7 @@ def _mark(x: float, name: str, value: float) -> str:
     return (
         f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 12}" y2="{_BASE}"/>'
         f'<text class="mark-text" x="{x + offset:.1f}" y="{_TOP - 4}" text-anchor="{anchor}">'
-        f"{name} {value:.1f}</text>"
+        f"{name} {value:.{1 if value >= 1 else 2}f}</text>"
     )
 
 
@@ -167,5 +205,5 @@ def _note(text: str) -> str:
     return f'<text class="note" x="{right}" y="{bottom}" text-anchor="end">{text}</text>'
 
 
-def _nothing() -> str:
-    return '<p class="note">No frame was processed.</p>'
+def _nothing(counted: str) -> str:
+    return f'<p class="note">No {counted} to draw.</p>'

@@ -1,4 +1,7 @@
-"""The report as one self-contained HTML page; its look is report.html's."""
+"""The report as one self-contained HTML page, and the pieces that other such pages share.
+
+Its look is page.css's, its order report.html's.
+"""
 
 from __future__ import annotations
 
@@ -55,12 +58,12 @@ def render_page(report: Mapping[str, Any], media: Media, times: FrameTimes) -> s
     marks = {name.replace("_", "."): end_to_end[name] for name in ("p50", "p90", "p99", "p99_9")}
     known = [value for value in times.latency_ms if value is not None]
     return template.substitute(
+        style=page_style(),
         title=escape(f"Perception report: {model.get('name', 'unknown model')}"),
-        heading=escape(f"{model.get('name', 'unknown model')} on {_machine_name(report)}"),
+        heading=escape(f"{model.get('name', 'unknown model')} on {machine_name(report)}"),
         subheading=escape(_subheading(source)),
         time=escape(report["time"].replace("T", " ").replace("+00:00", " UTC")),
         hero=_hero(media),
-        aspect=f"{media.aspect:.4f}",
         tiles="".join(_tiles(report)),
         stages="".join(_stage_rows(report["latency_ms"])),
         histogram=charts.histogram(known, marks),
@@ -72,10 +75,15 @@ def render_page(report: Mapping[str, Any], media: Media, times: FrameTimes) -> s
         " never queued.",
         accuracy=_accuracy_rows(report["accuracy"]),
         accuracy_words=_accuracy_words(report["accuracy"]),
-        sheet=_data_url("image/jpeg", media.sheet_jpeg),
+        sheet=data_url("image/jpeg", media.sheet_jpeg),
         facts=_facts(report),
         footer=escape(f"Schema {report['schema']}. The same figures, for machines: report.json."),
     )
+
+
+def page_style() -> str:
+    """Return the style sheet of every report."""
+    return files(__package__).joinpath("page.css").read_text(encoding="utf-8")
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -83,7 +91,8 @@ def number(value: float | None, digits: int = 1) -> str:
     return DASH if value is None else f"{value:.{digits}f}"
 
 
-def _machine_name(report: Mapping[str, Any]) -> str:
+def machine_name(report: Mapping[str, Any]) -> str:
+    """Return the shortest name that tells the machine of a report."""
     machine = report["machine"]
     return str(machine["board"] or machine["gpu"] or machine["cpu"] or machine["architecture"])
 
@@ -96,13 +105,15 @@ def _subheading(source: Mapping[str, Any]) -> str:
 
 def _hero(media: Media) -> str:
     if media.animation_webp is None:
-        shown = _data_url("image/jpeg", media.hero_jpeg)
+        shown = data_url("image/jpeg", media.hero_jpeg)
     else:
-        shown = _data_url("image/webp", media.animation_webp)
-    return f'<img alt="Annotated frames of the run" src="{shown}">'
+        shown = data_url("image/webp", media.animation_webp)
+    style = f"aspect-ratio: {media.aspect:.4f}"
+    return f'<img alt="Annotated frames of the run" style="{style}" src="{shown}">'
 
 
-def _data_url(media_type: str, data: bytes) -> str:
+def data_url(media_type: str, data: bytes) -> str:
+    """Return bytes as a URL that needs no other file."""
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
@@ -113,17 +124,18 @@ def _tiles(report: Mapping[str, Any]) -> Iterable[str]:
     beside = None if infer is None or end_to_end["p50"] is None else end_to_end["p50"] - infer
     truth = f"{accuracy['truths']} true boxes" if accuracy["truths"] else "no truth in the bag"
     share = 100 * frames["dropped"] / frames["sent"]
-    yield _tile("latency p50", number(end_to_end["p50"]), "ms", "stamp to arrival")
-    yield _tile(
+    yield tile("latency p50", number(end_to_end["p50"]), "ms", "stamp to arrival")
+    yield tile(
         "latency p99", number(end_to_end["p99"]), "ms", f"max {number(end_to_end['max'])} ms"
     )
-    yield _tile("inference p50", number(infer), "ms", f"all else {number(beside)} ms")
-    yield _tile("processed", number(report["fps"]), "fps", f"{frames['processed']} frames")
-    yield _tile("dropped", number(share), "%", f"{frames['dropped']} of {frames['sent']} frames")
-    yield _tile("mAP 50-95", number(accuracy["map50_95"], 3), "", truth)
+    yield tile("inference p50", number(infer), "ms", f"all else {number(beside)} ms")
+    yield tile("processed", number(report["fps"]), "fps", f"{frames['processed']} frames")
+    yield tile("dropped", number(share), "%", f"{frames['dropped']} of {frames['sent']} frames")
+    yield tile("mAP 50-95", number(accuracy["map50_95"], 3), "", truth)
 
 
-def _tile(name: str, value: str, unit: str, note: str) -> str:
+def tile(name: str, value: str, unit: str, note: str) -> str:
+    """Return one of the figures at a page's head; all text is escaped."""
     return (
         f'<div class="tile"><span class="name">{escape(name)}</span>'
         f"<b>{escape(value)}<small>{escape(unit)}</small></b><span>{escape(note)}</span></div>"
@@ -216,11 +228,16 @@ def _model(model: Mapping[str, Any]) -> str:
 
 
 def _facts(report: Mapping[str, Any]) -> str:
-    machine, model, code = report["machine"], report["model"], report["code"]
+    return definition_list({**machine_facts(report), "model": _model(report["model"])})
+
+
+def machine_facts(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a report was measured on, by names for people; None for what is not known."""
+    machine, code = report["machine"], report["code"]
     commit = code["commit"] and code["commit"][:12] + (
         " with local changes" if code["changed"] else ""
     )
-    facts = {
+    return {
         "processor": machine["cpu"] and f"{machine['cpu']}, {machine['cores']} cores",
         "board": machine["board"],
         "GPU": machine["gpu"],
@@ -230,9 +247,12 @@ def _facts(report: Mapping[str, Any]) -> str:
         "load": f"{report['state']['load_1min']} in the last minute",
         "ROS 2": machine["ros_distro"],
         "Python": machine["python"],
-        "model": _model(model),
         "commit": commit,
     }
+
+
+def definition_list(facts: Mapping[str, Any]) -> str:
+    """Return names and values, escaped; what is None is left out."""
     return "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>"
         for name, value in facts.items()

@@ -81,19 +81,20 @@ def annotate(
         for index in order[found.scores[order] >= SHOWN_SCORE]:
             name, score = found.class_names[index], float(found.scores[index])
             corners = np.round(found.boxes_xyxy[index] * scale).astype(int).tolist()
-            _draw_box(canvas, corners, f"{name} {score:.2f}", colours.get(name, _PALETTE[0]), scale)
+            draw_box(canvas, corners, f"{name} {score:.2f}", colours.get(name, _PALETTE[0]), scale)
     if caption:
-        _draw_caption(canvas, caption, scale)
+        draw_caption(canvas, caption, scale)
     return canvas
 
 
-def _draw_box(
+def draw_box(
     canvas: UInt8Array,
     corners: Sequence[int],
     label: str,
     colour: tuple[int, int, int],
     scale: int,
 ) -> None:
+    """Draw a box (x1, y1, x2, y2 px of the canvas) and a chip with its label above it."""
     x1, y1, x2, y2 = corners
     size = 0.42 * scale
     (width, height), baseline = cv2.getTextSize(label, _FONT, size, 1)
@@ -109,7 +110,8 @@ def _draw_box(
     cv2.putText(canvas, label, place, _FONT, size, ink, 1, cv2.LINE_AA)
 
 
-def _draw_caption(canvas: UInt8Array, caption: str, scale: int) -> None:
+def draw_caption(canvas: UInt8Array, caption: str, scale: int) -> None:
+    """Write a line into the lower left corner, on a dark strip."""
     size = 0.42 * scale
     (width, height), baseline = cv2.getTextSize(caption, _FONT, size, 1)
     pad = 5 * scale

@@ -29,7 +29,7 @@ class ImageFolder:
         self.path = path
         self.fps = fps
         self.topics: Mapping[str, str] = {"/image/compressed": messages.COMPRESSED_IMAGE}
-        self._files: list[Path] = []
+        self.files: list[Path] = []  # in the order in which they are yielded
 
     def __enter__(self) -> ImageFolder:
         """List the folder."""
@@ -43,7 +43,7 @@ class ImageFolder:
                 expected=f"files ending in {', '.join(IMAGE_FORMATS)}",
                 got=str(self.path),
             )
-        self._files = sorted(files, key=_natural_order)
+        self.files = sorted(files, key=_natural_order)
         return self
 
     def __exit__(
@@ -53,11 +53,11 @@ class ImageFolder:
         traceback: TracebackType | None,
     ) -> None:
         """Forget the listing."""
-        self._files = []
+        self.files = []
 
     def messages(self) -> Iterator[TimedMessage]:
         """Yield each file as a ``CompressedImage``, undecoded."""
-        for file, recorded_ns in zip(self._files, self.image_times_ns(), strict=True):
+        for file, recorded_ns in zip(self.files, self.image_times_ns(), strict=True):
             try:
                 data = file.read_bytes()
             except OSError as error:
@@ -68,7 +68,7 @@ class ImageFolder:
 
     def image_times_ns(self) -> list[int]:
         """Return evenly spaced times, ``fps`` a second."""
-        return [even_time_ns(index, self.fps) for index in range(len(self._files))]
+        return [even_time_ns(index, self.fps) for index in range(len(self.files))]
 
 
 def open_source(where: str, fps: float = DEFAULT_FPS) -> Source:

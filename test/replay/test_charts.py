@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_perception.replay.charts import histogram, nice_ticks, timeline
+from edge_perception.replay.charts import changes, histogram, nice_ticks, timeline
 
 LATENCIES = st.lists(st.floats(0.01, 1e5), min_size=1, max_size=40)
 
@@ -49,7 +49,7 @@ def test_histogram_tells_what_its_axis_leaves_out() -> None:
 def test_timeline_shows_each_frame_once(values: list[float | None]) -> None:
     svg = timeline([index / 30 for index in range(len(values))], values, 100.0)
     if all(value is None for value in values):
-        assert "No frame was processed" in svg
+        assert "No frames to draw" in svg
         return
     dropped = sum(value is None for value in values)
     assert count(svg, "line", "dropped") == dropped
@@ -68,4 +68,15 @@ def test_deadline_is_drawn_only_where_it_fits() -> None:
 
 
 def test_no_frames_are_told() -> None:
-    assert "No frame was processed" in histogram([], {})
+    assert "No frames to draw" in histogram([], {})
+
+
+@given(pairs=st.lists(st.tuples(st.floats(0, 1), st.floats(-1, 1)), min_size=1, max_size=40))
+def test_changes_show_each_pair_once(pairs: list[tuple[float, float]]) -> None:
+    levels, differences = zip(*pairs, strict=True)
+    svg = changes(levels, differences, title="drift", counted="pairs")
+    assert count(svg, "circle", "point") == len(pairs)
+
+
+def test_no_pairs_are_told() -> None:
+    assert "No pairs to draw" in changes([], [], title="drift", counted="pairs")

@@ -204,7 +204,7 @@ def test_report_of_a_run_without_any_result_is_written_too(tmp_path: Path) -> No
     report = write_report(tmp_path, recording, MODEL, tmp_path)
     assert report["frames"]["dropped"] == 3
     assert report["fps"] is None
-    assert "No frame was processed" in (tmp_path / "report.html").read_text()
+    assert "No frames to draw" in (tmp_path / "report.html").read_text()
 
 
 class References(HTMLParser):
