@@ -40,7 +40,8 @@ ROS_MODULES = {
 # Libraries, and the only places below edge_perception/ that may import them.
 ONLY_IN: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(ROS_MODULES, ("nodes/",)),
-    "tensorrt": ("backends/tensorrt", "backends/build"),
+    "tensorrt": ("backends/tensorrt",),
+    "tensorrt_rtx": ("backends/tensorrt_rtx",),
     "cuda": ("gpu/", "vlm/"),
     "torch": ("vlm/", "quantization/"),
     "transformers": ("vlm/", "quantization/"),
@@ -51,7 +52,7 @@ FOR_PYTHON_39 = [
     path
     for path in SOURCES
     if path.parent.name == "core"
-    or (path.parent.name == "backends" and path.stem in {"tensorrt", "build", "store"})
+    or (path.parent.name == "backends" and path.stem in {"tensorrt", "build", "engine_store"})
 ]
 HEAVY = ["cv2", "matplotlib", "moderngl", "rclpy", "tensorrt", "torch", "transformers"]
 PACKAGES = sorted(path.parent.relative_to(ROOT) for path in SOURCES if path.name == "__init__.py")
