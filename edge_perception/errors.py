@@ -83,3 +83,7 @@ class ConfigError(EdgePerceptionError):
 
 class RenderError(EdgePerceptionError):
     """A scene of the rendered world that cannot be drawn on this machine or as asked."""
+
+
+class DecodingError(EdgePerceptionError):
+    """A prompt, a sampling option or a step that a language model cannot decode with."""

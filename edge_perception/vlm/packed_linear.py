@@ -153,6 +153,16 @@ class PackedWeight:
         natural[:, self.input_order] = weight
         return natural
 
+    def rows(self, index: Tensor) -> PackedWeight:
+        """The rows int64 [T] of the matrix, without its bias: words of an embedding."""
+        return replace(
+            self,
+            codes=self.codes[index],
+            scales=self.scales[index],
+            zeros=self.zeros[index],
+            bias=None,
+        )
+
     def to(self, device: torch.device | str) -> PackedWeight:
         """The same weight on ``device``."""
 
@@ -236,13 +246,6 @@ class PackedEmbedding(PackedLinear):
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Vectors [..., K] of int64 ``token_ids`` [...]: only their rows are dequantised."""
-        rows = token_ids.reshape(-1)
-        chosen = replace(
-            self.packed,
-            codes=self.codes[rows],
-            scales=self.scales[rows],
-            zeros=self.zeros[rows],
-            bias=None,
-        )
+        chosen = self.packed.rows(token_ids.reshape(-1))
         vectors = chosen.dequantize(self.dtype).view(*token_ids.shape, self.in_features)
         return vectors * self.factor.to(vectors.device)

@@ -1,0 +1,319 @@
+"""A language model's decoder: prefill in chunks, decode in segments, over a static cache.
+
+At batch 1 a decode step is bound by the bytes of the weights, and a small model by the launches
+of its kernels. So nothing here moves or allocates from token to token: the cache has its full
+size from the start, what a step depends on (the pending token, the sequence's length, the
+rotary offset) lies in device tensors, and the step's last act is to choose the next token and
+put it where the next step looks for it. A step is divided into k *segments* of whole layers;
+``decode_segment(i)`` touches device tensors alone, so that each can be captured as one CUDA graph
+and replayed. Between segments the caller may yield: a token takes 30 ms on an Orin, and a
+detector cannot wait that long. On the CPU the same code simply runs.
+
+Left out: batches of several sequences (a robot asks one question at a time), paged caches (one
+sequence needs no pages), tensor parallelism. The price of a static cache is its memory, taken
+whether the context is used or not; the planner counts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from edge_perception.errors import DecodingError
+from edge_perception.vlm.assembly import load_model
+from edge_perception.vlm.kv_cache import KvCache
+from edge_perception.vlm.language_model import (
+    Prompt,
+    Yield,
+    agreeing,
+    check_room,
+    go_on,
+)
+from edge_perception.vlm.operators import (
+    SAME_ORDER_ROWS,
+    HeadLayout,
+    Operators,
+    RotaryTable,
+    Span,
+)
+from edge_perception.vlm.sampling import GREEDY, Sampling
+from edge_perception.vlm.torch_operators import TorchOperators
+from edge_perception.vlm.tower import take_tower
+from edge_perception.vlm.weights import DecoderWeights, LayerWeights
+
+PREFILL_CHUNK = 512
+"""Rows of a prompt that run at once: bounds the activations' memory and the wait of others."""
+
+
+class Decoder:
+    """One sequence on one device; a ``LanguageModel``. Not thread-safe.
+
+    Args:
+        weights: the model; its tensors are used where they lie, not copied.
+        capacity: tokens that the cache holds, prompt and answer together.
+        kv_format: "float" or "int8" (``kv_cache``).
+        segments: parts of a decode step, 1 to the number of layers.
+        prefill_chunk: rows of a prompt that run at once.
+        operators: torch's by default; see ``docs/decoder.md`` for what a GPU's must keep.
+
+    Raises:
+        DecodingError: an option out of range.
+    """
+
+    def __init__(
+        self,
+        weights: DecoderWeights,
+        *,
+        capacity: int,
+        kv_format: str = "float",
+        segments: int = 1,
+        prefill_chunk: int = PREFILL_CHUNK,
+        operators: Operators | None = None,
+    ) -> None:
+        shape = weights.shape
+        if not 1 <= capacity <= shape.max_positions:
+            raise DecodingError(
+                "context of the decoder",
+                expected=f"1 to {shape.max_positions} tokens, what the model was made for",
+                got=capacity,
+            )
+        if prefill_chunk < 1:
+            raise DecodingError("prefill chunk", expected="1 row or more", got=prefill_chunk)
+        self.weights = weights
+        self.capacity = capacity
+        self.sampling = GREEDY
+        self.segments = divide_layers(shape.layers, segments)
+        self._operators = operators or TorchOperators()
+        self._chunk = prefill_chunk
+        self._device = weights.final_norm.device
+        self.cache = KvCache(
+            shape, capacity, dtype=weights.dtype, device=self._device, kv_format=kv_format
+        )
+        self._rotary = rotary_table(weights, capacity)
+        self._layouts = [_head_layout(weights, index) for index in range(shape.layers)]
+        # What a decode step reads and leaves for the next; `_length` is known to the host too.
+        self._pending = torch.zeros(1, dtype=torch.int64, device=self._device)
+        self._first = torch.zeros(1, dtype=torch.int64, device=self._device)
+        self._offset = torch.zeros(1, dtype=torch.int64, device=self._device)
+        self._hidden = torch.zeros(1, shape.hidden_size, dtype=weights.dtype, device=self._device)
+        self._length = 0
+        self._has_pending = False
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    def start(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+        self.rewind(0)
+
+    @torch.inference_mode()
+    def prefill(self, prompt: Prompt, between: Yield = go_on) -> int:
+        check_room(self._length, len(prompt), self.capacity)
+        hidden = self._run_prompt(prompt, between, keep=lambda chunk: chunk[-1:])
+        slots = torch.tensor([self._length - 1], device=self._device)
+        return self._choose(hidden[-1], slots)
+
+    @torch.inference_mode()
+    def logits(self, prompt: Prompt) -> Tensor:
+        """Append a prompt and return the logits [T, V] after each of its tokens.
+
+        For measurements: no token is chosen. Raises ``DecodingError`` where it does not fit.
+        """
+        check_room(self._length, len(prompt), self.capacity)
+        chunks = self._run_prompt(prompt, go_on, keep=self._logits)
+        return torch.cat(chunks)
+
+    @torch.inference_mode()
+    def step(self, between: Yield = go_on) -> int:
+        self._expect_pending()
+        check_room(self._length, 1, self.capacity)
+        for index in range(len(self.segments)):
+            if index:
+                between()
+            self.decode_segment(index)
+        self._length += 1
+        return int(self._pending)
+
+    def decode_segment(self, index: int) -> None:
+        """Run segment ``index`` of a decode step, reading and writing device tensors alone.
+
+        The first embeds the pending token; the last also chooses the next one and counts the
+        length on. This is what a CUDA graph captures; call ``step`` to decode.
+        """
+        span = Span(self._first, 1, self.capacity)
+        if index == 0:
+            self._hidden.copy_(self._embed(self._pending))
+        hidden = self._run_layers(self.segments[index], self._hidden, self._positions(span), span)
+        if index < len(self.segments) - 1:
+            self._hidden.copy_(hidden)
+            return
+        chosen = self._operators.sample(self._logits(hidden), self.sampling, span.slots)
+        self._pending.copy_(chosen)
+        self._first.add_(1)
+
+    @torch.inference_mode()
+    def verify(self, draft: Sequence[int], between: Yield = go_on) -> list[int]:
+        if not 0 < len(draft) < SAME_ORDER_ROWS:
+            raise DecodingError(
+                "draft", expected=f"1 to {SAME_ORDER_ROWS - 1} tokens", got=len(draft)
+            )
+        self._expect_pending()
+        check_room(self._length, 1 + len(draft), self.capacity)
+        guesses = torch.tensor(list(draft), dtype=torch.int64, device=self._device)
+        span = Span(self._first, 1 + len(draft), self._length + 1 + len(draft))
+        hidden = self._embed(torch.cat((self._pending, guesses)))
+        for index, layers in enumerate(self.segments):
+            if index:
+                between()
+            hidden = self._run_layers(layers, hidden, self._positions(span), span)
+        chosen = self._operators.sample(self._logits(hidden), self.sampling, span.slots).tolist()
+        accepted = 1 + agreeing(draft, chosen)
+        self._count_on(accepted)
+        self._pending.fill_(chosen[accepted - 1])
+        return [int(token) for token in chosen[:accepted]]
+
+    def rewind(self, length: int) -> None:
+        if not 0 <= length <= self._length:
+            raise DecodingError(
+                "rewinding", expected=f"a length from 0 to {self._length}", got=length
+            )
+        self._length = length
+        self._first.fill_(length)
+        if length == 0:
+            self._offset.zero_()
+        self._has_pending = False
+
+    def _run_prompt(
+        self, prompt: Prompt, between: Yield, keep: Callable[[Tensor], Tensor]
+    ) -> list[Tensor]:
+        """Run a prompt chunk by chunk; what ``keep`` makes of each chunk's last hidden rows."""
+        self._has_pending = False
+        tokens = prompt.token_ids.to(self._device)
+        kept = []
+        for start in range(0, len(prompt), self._chunk):
+            if start:
+                between()
+            part = slice(start, min(start + self._chunk, len(prompt)))
+            rows = part.stop - part.start
+            span = Span(self._first, rows, self._length + rows)
+            hidden = self._prompt_rows(prompt, tokens, part)
+            positions = self._prompt_positions(prompt, part, span)
+            hidden = self._run_layers(range(len(self._layouts)), hidden, positions, span)
+            self._count_on(rows)
+            kept.append(keep(hidden))
+        self._shift_after(prompt)
+        return kept
+
+    def _prompt_rows(self, prompt: Prompt, tokens: Tensor, part: slice) -> Tensor:
+        if prompt.embeddings is None:
+            return self._embed(tokens[part])
+        return prompt.embeddings[part].to(self._device, self.weights.dtype)
+
+    def _prompt_positions(self, prompt: Prompt, part: slice, span: Span) -> Tensor:
+        if prompt.positions is None:
+            return self._positions(span)
+        return prompt.positions[:, part].to(self._device)
+
+    def _shift_after(self, prompt: Prompt) -> None:
+        """Let positions go on after the largest of the prompt's own (an image takes few)."""
+        if prompt.positions is not None:
+            self._offset.fill_(int(prompt.positions.max()) + 1 - self._length)
+
+    def _positions(self, span: Span) -> Tensor:
+        return span.slots + self._offset
+
+    def _embed(self, token_ids: Tensor) -> Tensor:
+        return self._operators.embed(token_ids, self.weights.embedding, self.weights.dtype)
+
+    def _run_layers(self, layers: range, hidden: Tensor, positions: Tensor, span: Span) -> Tensor:
+        for index in layers:
+            hidden = self._run_layer(index, self.weights.layers[index], hidden, positions, span)
+        return hidden
+
+    def _run_layer(
+        self, index: int, layer: LayerWeights, hidden: Tensor, positions: Tensor, span: Span
+    ) -> Tensor:
+        run, eps = self._operators, self.weights.shape.norm_eps
+        qkv = run.norm_linear(hidden, layer.attention_norm, eps, layer.qkv)
+        attended = run.attend(
+            qkv, self._layouts[index], self._rotary, positions, self.cache.layers[index], span
+        )
+        hidden = run.linear_add(attended, layer.output, hidden)
+        gated = run.norm_gate_up(hidden, layer.mlp_norm, eps, layer.gate_up)
+        return run.linear_add(gated, layer.down, hidden)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        weights = self.weights
+        return self._operators.norm_linear(
+            hidden, weights.final_norm, weights.shape.norm_eps, weights.head
+        )
+
+    def _choose(self, hidden: Tensor, slots: Tensor) -> int:
+        self._pending.copy_(self._operators.sample(self._logits(hidden), self.sampling, slots))
+        self._has_pending = True
+        return int(self._pending)
+
+    def _count_on(self, rows: int) -> None:
+        self._length += rows
+        self._first.add_(rows)
+
+    def _expect_pending(self) -> None:
+        if not self._has_pending:
+            raise DecodingError("no token to go on from", mend="Prefill a prompt first.")
+
+
+def load_decoder(
+    path: Path,
+    *,
+    capacity: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    kv_format: str = "float",
+    segments: int = 1,
+) -> Decoder:
+    """A decoder from a checkpoint directory or a ``.gguf``; a VLM's language tower alone.
+
+    Raises ``CheckpointError`` for a checkpoint that is damaged or of an unknown family.
+    """
+    weights = take_tower(load_model(path, device=device, dtype=dtype))
+    return Decoder(weights, capacity=capacity, kv_format=kv_format, segments=segments)
+
+
+def divide_layers(layers: int, segments: int) -> tuple[range, ...]:
+    """``segments`` runs of whole layers, as even as they can be; the first ones are the longer."""
+    if not 1 <= segments <= layers:
+        raise DecodingError("segments", expected=f"1 to {layers}, the layers", got=segments)
+    short, longer = divmod(layers, segments)
+    edges = [index * short + min(index, longer) for index in range(segments + 1)]
+    return tuple(range(start, stop) for start, stop in pairwise(edges))
+
+
+def rotary_table(weights: DecoderWeights, positions: int) -> RotaryTable:
+    """Cosines and sines for the first ``positions`` positions."""
+    frequencies = weights.inverse_frequencies
+    steps = torch.arange(positions, dtype=torch.float32, device=frequencies.device)
+    angles = steps.unsqueeze(1) * frequencies.unsqueeze(0)
+    axes = weights.rotary_axes
+    return RotaryTable(
+        angles.cos() * weights.rotary_scale,
+        angles.sin() * weights.rotary_scale,
+        None if axes is None else axes.to(frequencies.device),
+    )
+
+
+def _head_layout(weights: DecoderWeights, index: int) -> HeadLayout:
+    shape, layer = weights.shape, weights.layers[index]
+    return HeadLayout(
+        shape.query_heads,
+        shape.kv_heads,
+        shape.head_dim,
+        shape.windows[index],
+        shape.norm_eps,
+        layer.query_norm,
+        layer.key_norm,
+    )
