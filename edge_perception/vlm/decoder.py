@@ -113,7 +113,7 @@ class Decoder:
 
     @torch.inference_mode()
     def prefill(self, prompt: Prompt, between: Yield = go_on) -> int:
-        check_room(self._length, len(prompt), self.capacity)
+        self._check(prompt)
         hidden = self._run_prompt(prompt, between, keep=lambda chunk: chunk[-1:])
         slots = torch.tensor([self._length - 1], device=self._device)
         return self._choose(hidden[-1], slots)
@@ -124,7 +124,7 @@ class Decoder:
 
         For measurements: no token is chosen. Raises ``DecodingError`` where it does not fit.
         """
-        check_room(self._length, len(prompt), self.capacity)
+        self._check(prompt)
         chunks = self._run_prompt(prompt, go_on, keep=self._logits)
         return torch.cat(chunks)
 
@@ -187,6 +187,20 @@ class Decoder:
         if length == 0:
             self._offset.zero_()
         self._has_pending = False
+
+    def _check(self, prompt: Prompt) -> None:
+        """Refuse what would read beyond a table: on a GPU that ends the process."""
+        check_room(self._length, len(prompt), self.capacity)
+        _expect_inside("token ids", prompt.token_ids, self.weights.shape.vocab_size)
+        if prompt.positions is not None:
+            _expect_inside("positions", prompt.positions, self.capacity)
+        width = self.weights.shape.hidden_size
+        if prompt.embeddings is not None and prompt.embeddings.shape[-1] != width:
+            raise DecodingError(
+                "prompt's embeddings",
+                expected=f"{width} channels, the model's hidden size",
+                got=prompt.embeddings.shape[-1],
+            )
 
     def _run_prompt(
         self, prompt: Prompt, between: Yield, keep: Callable[[Tensor], Tensor]
@@ -282,6 +296,14 @@ def load_decoder(
     """
     weights = take_tower(load_model(path, device=device, dtype=dtype))
     return Decoder(weights, capacity=capacity, kv_format=kv_format, segments=segments)
+
+
+def _expect_inside(name: str, values: Tensor, limit: int) -> None:
+    least, most = int(values.min()), int(values.max())
+    if least < 0 or most >= limit:
+        raise DecodingError(
+            f"prompt's {name}", expected=f"values from 0 to {limit - 1}", got=(least, most)
+        )
 
 
 def divide_layers(layers: int, segments: int) -> tuple[range, ...]:

@@ -72,7 +72,8 @@ class ForeignModel:
             raise DecodingError(
                 "rewinding", expected=f"a length from 0 to {self._length}", got=length
             )
-        self._cache.crop(length)
+        if length < self._length:
+            self._cache.crop(length - self._length)  # less than nothing: as many as are dropped
         self._length = length
         self._pending = None
 

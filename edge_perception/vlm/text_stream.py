@@ -57,10 +57,12 @@ class TextStream:
     def _release(self, text: str) -> str:
         """Hold back what may become a stop string; cut at one that is complete."""
         text, self._held = self._held + text, ""
-        found = [place for place in map(text.find, self._stop) if place >= 0]
+        # (end, start): the string that is complete first, however the text came in pieces
+        found = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stop]
+        found = [(end, start) for end, start in found if start >= 0]
         if found:
             self.stopped = True
-            return text[: min(found)]
+            return text[: min(found)[1]]
         keep = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
