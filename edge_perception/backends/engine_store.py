@@ -184,7 +184,7 @@ class EngineStore:
         """Build and file an engine; the caller holds its lock."""
         self._sweep(spec, keep="")
         started = time.monotonic()
-        built = build(self._timing_cache(spec))
+        built = build(_read_cache(self._timing_path(spec)))
         if not built.plan:
             raise EngineError(f"the build of {spec.model!r} returned an empty plan")
         digest = hashlib.sha256(built.plan).hexdigest()
@@ -198,7 +198,7 @@ class EngineStore:
             model_manifest=model_manifest,
         )
         if built.timing_cache:
-            self._keep_timing_cache(spec, built.timing_cache)
+            _keep_cache(self._timing_path(spec), built.timing_cache)
         write_atomically(self.folder / record.plan, built.plan)
         self._write_record(record)
         self._sweep(spec, keep=record.plan)
@@ -221,22 +221,14 @@ class EngineStore:
                 if path.name != keep:
                     path.unlink(missing_ok=True)
 
-    def _timing_cache(self, spec: EngineSpec) -> bytes:
-        """Return the timing cache of earlier builds; empty where there is none that is whole."""
-        try:
-            content = self._timing_path(spec).read_bytes()
-        except OSError:
-            return b""
-        digest, cache = content[:32], content[32:]
-        return cache if hashlib.sha256(cache).digest() == digest else b""
+    def runtime_cache(self, spec: EngineSpec) -> bytes:
+        """Return the kernels that TensorRT for RTX compiled for an engine; empty if none."""
+        return _read_cache(self._path(spec, ".jit.cache"))
 
-    def _keep_timing_cache(self, spec: EngineSpec, cache: bytes) -> None:
-        # Of two builds that end together the last one's is kept: only time is lost by it.
-        path = self._timing_path(spec)
-        with _locked(path.with_suffix(".lock"), lambda: None):
-            for scratch in self.folder.glob(f"{path.name}.*.tmp"):
-                scratch.unlink()
-            write_atomically(path, hashlib.sha256(cache).digest() + cache)
+    def keep_runtime_cache(self, spec: EngineSpec, cache: bytes) -> None:
+        """Keep kernels that TensorRT for RTX compiled for an engine, where that may be written."""
+        with contextlib.suppress(OSError):
+            _keep_cache(self._path(spec, ".jit.cache"), cache)
 
     def _timing_path(self, spec: EngineSpec) -> Path:
         gpu = _file_name(spec.gpu_name or "any") + "-" + spec.compute_capability
@@ -288,6 +280,24 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _read_cache(path: Path) -> bytes:
+    """Return a cache's content; empty where there is none that is whole."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return b""
+    digest, cache = content[:32], content[32:]
+    return cache if hashlib.sha256(cache).digest() == digest else b""
+
+
+def _keep_cache(path: Path, cache: bytes) -> None:
+    # Of two builds that end together the last one's is kept: only time is lost by it.
+    with _locked(path.with_suffix(".lock"), lambda: None):
+        for scratch in path.parent.glob(f"{path.name}.*.tmp"):
+            scratch.unlink()
+        write_atomically(path, hashlib.sha256(cache).digest() + cache)
 
 
 def _try_lock(descriptor: int) -> bool:

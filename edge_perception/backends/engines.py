@@ -53,6 +53,10 @@ class EngineRequest:
                 "engine runtime", expected=f"one of {', '.join(IMPORTERS)}", got=self.runtime
             )
 
+    def open_store(self) -> EngineStore:
+        """Return the store that engines are kept in."""
+        return EngineStore(self.store or default_folder())
+
     def options_for(self, manifest: Manifest) -> BuildOptions:
         """Return the build options with the precision decided.
 
@@ -99,7 +103,7 @@ def obtain_engine(
     spec = engine_spec(manifest, trt, gpu, options)
 
     def build(timing_cache: bytes) -> BuiltPlan:
-        onnx_bytes = model.read_bytes()
+        onnx_bytes = _read_model(model)
         if is_strongly_typed(trt) and options.precision != "float32":
             from edge_perception.backends.half import to_half
 
@@ -109,7 +113,7 @@ def obtain_engine(
         _check_tensors(manifest, built)
         return built
 
-    return EngineStore(request.store or default_folder()).obtain(
+    return request.open_store().obtain(
         spec,
         build,
         policy=request.policy,
@@ -147,6 +151,13 @@ def manifest_facts(manifest: Manifest) -> dict[str, Any]:
         "class_names": list(manifest.class_names),
         "preprocessing": asdict(manifest.preprocessing),
     }
+
+
+def _read_model(model: Path) -> bytes:
+    try:
+        return model.read_bytes()
+    except OSError as error:
+        raise EngineError(f"cannot load {str(model)!r}: {error}") from error
 
 
 def _check_tensors(manifest: Manifest, built: BuiltPlan) -> None:

@@ -25,15 +25,21 @@ def to_half(model: bytes) -> bytes:
         EngineError: no ONNX model, or one that cannot be converted.
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
     try:
         parsed = onnx.load_from_string(model)
+        onnx.checker.check_model(parsed)
+    except Exception as error:  # protobuf's and ONNX's own classes
+        raise EngineError(f"cannot load the ONNX model: {error}") from error
+    try:
         if is_quantized(parsed) and _opset(parsed) < _FP16_SCALES_OPSET:
             parsed = version_converter.convert_version(parsed, _FP16_SCALES_OPSET)
         with warnings.catch_warnings():  # of each constant too small for FP16
             warnings.simplefilter("ignore")
             converted = convert_float_to_float16(parsed, keep_io_types=True)
-    except Exception as error:  # protobuf's, the converters': all of their own
+        OnnxModel(converted).topological_sort()  # it puts its casts of inputs last
+    except Exception as error:  # the converters': all of their own
         raise EngineError(
             f"the ONNX model cannot be converted to FP16: {error}",
             mend="Build with precision float32, or export the model in FP16.",

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_perception.backends.base import Backend
+from edge_perception.backends.engine_store import Progress, tell_nobody
 from edge_perception.backends.store import load_manifest
 from edge_perception.core.boxes import box_areas
 from edge_perception.core.detections import Detections
@@ -25,6 +26,7 @@ from edge_perception.detection.decoders import (
     Outputs,
     check_head,
 )
+from edge_perception.detection.runtimes import RuntimeChoice, open_backend
 from edge_perception.errors import ManifestError
 from edge_perception.gpu.preprocess import Preprocessor
 
@@ -156,14 +158,23 @@ def open_detector(manifest_path: Path, threads: int = 0) -> Detector:
         ManifestError: the manifest is malformed or disagrees with its model.
         EngineError: the model cannot be loaded.
     """
-    from edge_perception.backends.onnxruntime import OnnxRuntimeBackend
+    return open_detector_by(manifest_path, RuntimeChoice(threads=threads))
 
+
+def open_detector_by(
+    manifest_path: Path, choice: RuntimeChoice, on_progress: Progress = tell_nobody
+) -> Detector:
+    """Load the model that a manifest names in the runtime of choice. The caller closes it.
+
+    Raises:
+        ManifestError: the manifest is malformed or disagrees with its model.
+        EngineError: the model cannot be loaded, or its engine is missing and not to be built.
+        CudaError: a GPU was asked for that is not there or full.
+    """
     manifest, model = load_manifest(manifest_path)
-    backend = OnnxRuntimeBackend(model, threads)
+    backend = open_backend(manifest_path, manifest, model, choice, on_progress)
     try:
-        detector = Detector(manifest, backend)
-        backend.warm_up()
+        return Detector(manifest, backend)
     except BaseException:
         backend.close()
         raise
-    return detector

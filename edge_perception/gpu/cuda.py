@@ -75,11 +75,17 @@ class Device:
         return bytes(raw).split(b"\0")[0].decode()
 
     @property
-    def architecture(self) -> str:
-        """Compile target, such as ``sm_90``."""
+    def compute_capability(self) -> tuple[int, int]:
+        """Major and minor number, such as ``(8, 6)``."""
         attribute = driver.CUdevice_attribute
         major = self.attribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)
         minor = self.attribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
+        return major, minor
+
+    @property
+    def architecture(self) -> str:
+        """Compile target, such as ``sm_90``."""
+        major, minor = self.compute_capability
         return f"sm_{major}{minor}"
 
     def attribute(self, which: driver.CUdevice_attribute) -> int:
