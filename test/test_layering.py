@@ -28,9 +28,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "world": {"core"},
     "planner": {"core"},
     "quantization": {"detection", "vlm", "gpu", "backends", "core"},
+    "trust": {"detection", "replay", "gpu", "core"},
+    "export": {"detection", "backends", "core"},
     "nodes": {"detection", "vlm", "gpu", "backends", "replay", "core"},
     "benchmark": {"replay", "core"},
-    "cli": {"nodes", "benchmark", "quantization", "replay", "world", "planner", "core"},
+    "cli": {
+        *("nodes", "benchmark", "quantization", "trust", "export", "replay", "world", "planner"),
+        *("detection", "backends", "core"),
+    },
 }
 
 ROS_MODULES = {
@@ -43,8 +48,9 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "tensorrt": ("backends/tensorrt",),
     "tensorrt_rtx": ("backends/tensorrt_rtx",),
     "cuda": ("gpu/", "vlm/"),
-    "torch": ("vlm/", "quantization/"),
-    "transformers": ("vlm/", "quantization/"),
+    "torch": ("vlm/", "quantization/", "export/"),
+    "transformers": ("vlm/", "quantization/", "export/"),
+    "ultralytics": ("export/ultralytics_process",),
     "moderngl": ("world/",),
     "argparse": ("cli/",),
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from edge_perception.core.manifest import parse_manifest
+from edge_perception.core.manifest import Manifest, parse_manifest
 from edge_perception.errors import ManifestError
 
 
@@ -21,6 +21,11 @@ def read_model_facts(path: Path) -> dict[str, Any]:
         manifest = parse_manifest(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError) as error:
         raise ManifestError(f"manifest {str(path)!r} cannot be read: {error}") from error
+    return model_facts(manifest)
+
+
+def model_facts(manifest: Manifest) -> dict[str, Any]:
+    """Return name, head, precision, input size, number of classes, licence and hash."""
     size = manifest.preprocessing
     return {
         "name": manifest.name,
