@@ -100,6 +100,9 @@ def obtain_engine(
     """
     trt = IMPORTERS[request.runtime]()
     options = request.options_for(manifest)
+    if is_rtx(trt):
+        # Named, so that a GPU that it does not support is refused here and not at the first frame.
+        options = replace(options, target=gpu.compute_capability)
     spec = engine_spec(manifest, trt, gpu, options)
 
     def build(timing_cache: bytes) -> BuiltPlan:

@@ -11,7 +11,18 @@ from edge_perception import __version__
 from edge_perception.errors import EdgePerceptionError
 
 # The modules here that have add_parser(commands), whose parser sets the default ``run``.
-COMMANDS = ("demo", "report", "replay", "world", "bench", "quantize", "evaluate_lm")
+COMMANDS = (
+    "demo",
+    "report",
+    "replay",
+    "world",
+    "bench",
+    "build",
+    "quantize",
+    "evaluate",
+    "evaluate_lm",
+    "plan",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

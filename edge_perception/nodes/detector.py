@@ -16,10 +16,12 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from vision_msgs.msg import Detection2DArray, LabelInfo
 
+from edge_perception.backends.engine_store import BUILD_POLICIES
 from edge_perception.core.detections import Detections
 from edge_perception.core.latency import SpanRecorder
-from edge_perception.detection.detector import DetectionSettings, Detector, open_detector
+from edge_perception.detection.detector import DetectionSettings, Detector, open_detector_by
 from edge_perception.detection.drawing import draw_detections
+from edge_perception.detection.runtimes import BACKENDS, ENGINE_PRECISIONS, RuntimeChoice
 from edge_perception.embedded import demo_manifest
 from edge_perception.errors import ConfigError, ImageError
 from edge_perception.gpu.lease import FrameLease
@@ -59,6 +61,32 @@ PARAMETERS = (
         "Threads of the CPU runtime; 0 means one a physical core.",
         bounds=(0, 256),
         fixed=True,
+    ),
+    Declaration(
+        "backend",
+        "onnxruntime",
+        "Runtime of the model: onnxruntime on the CPU, or an engine on the GPU.",
+        choices=BACKENDS,
+        fixed=True,
+    ),
+    Declaration(
+        "build",
+        "if_missing",
+        "Whether an engine that is missing, damaged or does not fit is built (which takes seconds"
+        " to many minutes) or refused.",
+        choices=BUILD_POLICIES,
+        fixed=True,
+    ),
+    Declaration(
+        "precision",
+        "auto",
+        "Of the engine; auto is int8 for a quantised model and float16 for a float one.",
+        choices=ENGINE_PRECISIONS,
+        fixed=True,
+    ),
+    Declaration("device", 0, "Ordinal of the GPU.", bounds=(0, 63), fixed=True),
+    Declaration(
+        "engine_store", "", "Folder of engines; empty means the user's own cache.", fixed=True
     ),
     Declaration("track", False, "Follow objects from frame to frame and fill in their ids."),
     Declaration("score_threshold", 0.3, "Smallest score told.", bounds=(0.0, 1.0)),
@@ -100,7 +128,9 @@ class DetectorNode(ManagedNode):
     def configure(self) -> None:
         """Load the model, warm it up, and make the publishers."""
         values = self.parameter_values()
-        self._detector = open_detector(_manifest_path(values["manifest"]), values["threads"])
+        self._detector = open_detector_by(
+            _manifest_path(values["manifest"]), _runtime_choice(values), self._tell_progress
+        )
         self.apply_parameters(values)
         self._streams = self._given_streams or [
             RemoteFrameStream(self.resolve_topic_name(topic)) for topic in values["frames"]
@@ -164,6 +194,7 @@ class DetectorNode(ManagedNode):
             "last_refusal": self._last_refusal(),
             "frame_transport": ", ".join(s.transport for s in self._streams if s.transport),
             "model": self._detector.manifest.name if self._detector else "",
+            "backend": self._detector.backend.name if self._detector else "",
         }
 
     def health(self) -> Health:
@@ -173,6 +204,10 @@ class DetectorNode(ManagedNode):
         if refusal := self._last_refusal():
             return DiagnosticStatus.WARN, f"frame handles refused: {refusal}"
         return DiagnosticStatus.OK, "active"
+
+    def _tell_progress(self, told: str) -> None:
+        """Log what the making of an engine has come to, at most once in five seconds."""
+        self.get_logger().info(f"engine: {told}", throttle_duration_sec=5.0)
 
     def _last_refusal(self) -> str:
         return next((s.last_refusal for s in self._streams if s.last_refusal), "")
@@ -280,6 +315,18 @@ def _tracker_class() -> Callable[[], Tracker]:
 
 def _manifest_path(parameter: str) -> Path:
     return Path(parameter).expanduser() if parameter else demo_manifest()
+
+
+def _runtime_choice(values: Mapping[str, Any]) -> RuntimeChoice:
+    folder = values["engine_store"]
+    return RuntimeChoice(
+        backend=values["backend"],
+        threads=values["threads"],
+        device=values["device"],
+        build=values["build"],
+        precision=values["precision"],
+        store=Path(folder).expanduser() if folder else None,
+    )
 
 
 def _matching_classes(patterns: Sequence[str], class_names: Sequence[str]) -> frozenset[int] | None:

@@ -50,6 +50,21 @@ def test_nodes_go_through_their_states_and_back_and_work_again(graph: Any, manif
     assert answer.detections[0].results[0].hypothesis.class_id == "blue_block"
 
 
+def test_engine_that_cannot_be_had_is_told_and_the_cpu_taken(graph: Any, manifest: Path) -> None:
+    graph.start("container", manifest=manifest, threads=1)
+    assert graph.set_parameters("detector", backend="tensorrt", device=63).successful
+    assert not graph.change_state("detector", "configure")
+    assert graph.state("detector") == "unconfigured"
+    graph.wait_for(lambda: "cannot configure" in graph.message("detector"))
+    assert any(
+        reason in graph.message("detector")
+        for reason in ("CUDA bindings are missing", "no CUDA driver", "looking for GPU 63")
+    )
+    assert not graph.set_parameters("detector", build="perhaps").successful
+    assert graph.set_parameters("detector", backend="onnxruntime").successful
+    assert graph.change_state("detector", "configure")
+
+
 def test_model_that_cannot_be_used_is_told_and_the_next_one_taken(
     graph: Any, manifest: Path, tmp_path: Path
 ) -> None:
@@ -91,7 +106,8 @@ def test_model_that_cannot_be_used_is_told_and_the_next_one_taken(
         assert graph.change_state(node, "configure")
         assert graph.change_state(node, "activate")
     graph.wait_for(lambda: graph.level("detector") == "ok")
-    graph.answer_to(graph.send(picture()), graph.listen(Detection2DArray, "detections"))
+    detections = graph.listen(Detection2DArray, "detections")  # first: unheard means not processed
+    graph.answer_to(graph.send(picture()), detections)
 
 
 def test_runtime_that_breaks_leaves_the_node_unconfigured_and_configurable(
