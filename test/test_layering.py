@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "replay": {"core"},
     "world": {"core"},
     "planner": {"core"},
-    "quantization": {"detection", "vlm", "gpu", "backends", "core"},
+    "quantization": {"trust", "detection", "vlm", "gpu", "backends", "core"},
     "trust": {"detection", "replay", "gpu", "core"},
     "export": {"detection", "backends", "core"},
     "nodes": {"detection", "vlm", "gpu", "backends", "replay", "core"},

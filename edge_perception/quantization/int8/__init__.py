@@ -1,0 +1,1 @@
+"""INT8 detectors: a float ONNX graph in, the same graph with explicit Q/DQ out."""
