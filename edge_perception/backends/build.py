@@ -125,7 +125,7 @@ def parse_onnx(trt: Any, network: Any, logger: Any, model: bytes) -> None:
     """
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model):
-        told = "; ".join(parser.get_error(i).desc().strip() for i in range(parser.num_errors))
+        told = "; ".join(_in_words(parser.get_error(i)) for i in range(parser.num_errors))
         raise EngineError(f"TensorRT {trt.__version__} cannot load the ONNX model: {told}")
     if not network.num_outputs:
         raise EngineError("TensorRT cannot load the ONNX model: it is empty")
@@ -291,6 +291,16 @@ def _use_timing_cache(trt: Any, config: Any, content: bytes) -> Any:
         cache = config.create_timing_cache(b"")  # another GPU's or version's: begin anew
         config.set_timing_cache(cache, ignore_mismatch=False)
     return cache
+
+
+def _in_words(error: Any) -> str:
+    """Return a parser's error, with the node it is about where the version tells (10 and newer)."""
+    node = f"{error.node_operator()} {error.node_name()!r}: " if _names_its_node(error) else ""
+    return node + str(error.desc()).strip()
+
+
+def _names_its_node(error: Any) -> bool:
+    return hasattr(error, "node_operator") and bool(error.node_operator())
 
 
 def _tensor_spec(tensor: Any) -> TensorSpec:

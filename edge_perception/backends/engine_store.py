@@ -155,13 +155,22 @@ class EngineStore:
             merged = {**engine.record.measured, **measured}
             self._write_record(replace(engine.record, measured=merged))
 
+    def records(self, model: str = "") -> Iterator[EngineRecord]:
+        """Yield the records in the store, or those of one model; damaged ones are left out."""
+        pattern = f"{_file_name(model)}.*.yaml" if model else "*.yaml"
+        for path in sorted(self.folder.glob(pattern)):
+            with contextlib.suppress(EngineError):
+                record = _read_record(path)
+                if record is not None:
+                    yield record
+
     def explain_absence(self, spec: EngineSpec) -> str:
         """Say why no engine in the store fits: the nearest one of that model, and its differences.
 
         A damaged record is not looked at: nothing it says can be trusted.
         """
         differences = sorted(
-            (spec.differences(record.spec) for record in self._records(spec.model)), key=len
+            (spec.differences(record.spec) for record in self.records(spec.model)), key=len
         )
         where = f"engine store {str(self.folder)!r}"
         if not differences:
@@ -202,7 +211,10 @@ class EngineStore:
         write_atomically(self.folder / record.plan, built.plan)
         self._write_record(record)
         self._sweep(spec, keep=record.plan)
-        return StoredEngine(record, built.plan)
+        stored = self.find(spec)  # as every later process will read it
+        if stored is None:
+            raise EngineError(f"the engine of {spec.model!r} vanished while it was being stored")
+        return stored
 
     def _write_record(self, record: EngineRecord) -> None:
         text = json.dumps(record.to_mapping(), indent=1)
@@ -233,13 +245,6 @@ class EngineStore:
     def _timing_path(self, spec: EngineSpec) -> Path:
         gpu = _file_name(spec.gpu_name or "any") + "-" + spec.compute_capability
         return self.folder / f"timing.{spec.runtime}-{spec.runtime_version}.{gpu}.cache"
-
-    def _records(self, model: str) -> Iterator[EngineRecord]:
-        for path in sorted(self.folder.glob(f"{_file_name(model)}.*.yaml")):
-            with contextlib.suppress(EngineError):
-                record = _read_record(path)
-                if record is not None:
-                    yield record
 
     def _path(self, spec: EngineSpec, suffix: str) -> Path:
         return self.folder / f"{_file_name(spec.model)}.{spec.key[:_KEY_DIGITS]}{suffix}"

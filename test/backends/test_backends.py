@@ -60,7 +60,7 @@ def open_on_gpu(runtime: str, model: Path) -> Backend:
 
 def open_on_fake(runtime: str, model: Path) -> Backend:
     request = EngineRequest(runtime, store=model.parent / "engines")
-    gpu = Gpu("8.7", "Orin")
+    gpu = Gpu("8.6", "NVIDIA GeForce RTX 3090")
     manifest = manifest_of(model)
     stored = obtain_engine(model.with_suffix(".yaml"), manifest, model, request, gpu)
     kind = Engine if runtime == "tensorrt" else RtxEngine

@@ -22,19 +22,19 @@ from edge_perception.errors import ConfigError, EngineError
 GREY = ImageFormat.packed("rgb8", 64, 64)
 
 
-class OrinWorkspace(FakeWorkspace):
+class Rtx3090Workspace(FakeWorkspace):
     class device:  # noqa: N801  as the real one's attribute
-        name = "Orin"
-        compute_capability = (8, 7)
+        name = "NVIDIA GeForce RTX 3090"
+        compute_capability = (8, 6)
 
 
 @pytest.fixture
-def workspaces(monkeypatch: pytest.MonkeyPatch) -> list[OrinWorkspace]:
-    """TensorRT 10.3 on an Orin, both fake; returns what workspaces were opened."""
-    opened: list[OrinWorkspace] = []
+def workspaces(monkeypatch: pytest.MonkeyPatch) -> list[Rtx3090Workspace]:
+    """TensorRT 10.3 on an RTX 3090, both fake; returns what workspaces were opened."""
+    opened: list[Rtx3090Workspace] = []
 
-    def open_workspace(device: int) -> OrinWorkspace:
-        opened.append(OrinWorkspace())
+    def open_workspace(device: int) -> Rtx3090Workspace:
+        opened.append(Rtx3090Workspace())
         return opened[-1]
 
     monkeypatch.setattr(runtimes, "_open_workspace", open_workspace)
@@ -55,7 +55,7 @@ def count_detections(detector: Detector) -> int:
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt", "tensorrt_rtx"])
 def test_detector_finds_the_same_in_every_runtime(
-    backend: str, tmp_path: Path, workspaces: list[OrinWorkspace]
+    backend: str, tmp_path: Path, workspaces: list[Rtx3090Workspace]
 ) -> None:
     detector = open_detector_by(write_detector(tmp_path), choice(tmp_path, backend=backend))
     assert detector.backend.name == backend
@@ -65,7 +65,7 @@ def test_detector_finds_the_same_in_every_runtime(
 
 
 def test_engine_is_built_at_first_use_and_found_at_the_second(
-    tmp_path: Path, workspaces: list[OrinWorkspace]
+    tmp_path: Path, workspaces: list[Rtx3090Workspace]
 ) -> None:
     manifest = write_detector(tmp_path)
     told: list[str] = []
@@ -77,7 +77,7 @@ def test_engine_is_built_at_first_use_and_found_at_the_second(
 
 
 def test_missing_engine_is_refused_with_the_command_that_builds_it(
-    tmp_path: Path, workspaces: list[OrinWorkspace]
+    tmp_path: Path, workspaces: list[Rtx3090Workspace]
 ) -> None:
     manifest = write_detector(tmp_path)
     command = f"edge-perception build {manifest} --backend tensorrt --store {tmp_path}/engines"
@@ -88,7 +88,7 @@ def test_missing_engine_is_refused_with_the_command_that_builds_it(
 
 
 def test_engine_of_another_tensorrt_is_refused(
-    tmp_path: Path, workspaces: list[OrinWorkspace], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, workspaces: list[Rtx3090Workspace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = write_detector(tmp_path)
     open_detector_by(manifest, choice(tmp_path)).close()
@@ -98,7 +98,7 @@ def test_engine_of_another_tensorrt_is_refused(
 
 
 def test_truncated_plan_is_never_deserialised(
-    tmp_path: Path, workspaces: list[OrinWorkspace], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, workspaces: list[Rtx3090Workspace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = write_detector(tmp_path)
     open_detector_by(manifest, choice(tmp_path)).close()
@@ -112,7 +112,7 @@ def test_truncated_plan_is_never_deserialised(
 
 
 def test_manifest_that_promises_other_tensors_is_refused_before_anything_is_stored(
-    tmp_path: Path, workspaces: list[OrinWorkspace]
+    tmp_path: Path, workspaces: list[Rtx3090Workspace]
 ) -> None:
     manifest = write_detector(tmp_path, outputs=[{"name": "output", "shape": [1, 7, 63]}])
     with pytest.raises(EngineError, match="disagree on outputs"):
@@ -120,7 +120,7 @@ def test_manifest_that_promises_other_tensors_is_refused_before_anything_is_stor
     assert list((tmp_path / "engines").glob("*.plan")) == []
 
 
-def test_float_model_is_not_run_in_int8(tmp_path: Path, workspaces: list[OrinWorkspace]) -> None:
+def test_float_model_is_not_run_in_int8(tmp_path: Path, workspaces: list[Rtx3090Workspace]) -> None:
     with pytest.raises(EngineError, match=r"no Q/DQ nodes, got 'int8'.*quantize-int8"):
         open_detector_by(write_detector(tmp_path), choice(tmp_path, precision="int8"))
 
