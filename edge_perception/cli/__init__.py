@@ -19,6 +19,7 @@ COMMANDS = (
     "bench",
     "build",
     "quantize",
+    "quantize_int8",
     "evaluate",
     "evaluate_lm",
     "plan",

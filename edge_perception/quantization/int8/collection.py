@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import onnx
@@ -52,12 +52,10 @@ def collect_histograms(
     graph: FloatGraph,
     tensors: Sequence[str],
     frames: Iterable[Array],
-    on_frame: Callable[[], None] = lambda: None,
 ) -> dict[str, Histogram]:
     """Return each tensor's histogram over all frames; memory is that of one frame."""
     histograms = {name: Histogram() for name in tensors}
     for values in run_tensors(graph.model, tensors, frames):
         for name, histogram in histograms.items():
             histogram.add(values[name])
-        on_frame()
     return histograms

@@ -13,7 +13,7 @@ behind it, and ends far from the float model (tried: recall on YOLOX-Nano fell f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -31,7 +31,6 @@ def corrected_biases(
     placement: Placement,
     scales: Mapping[str, float],
     frames: Iterable[Array],
-    on_frame: Callable[[], None] = lambda: None,
 ) -> dict[str, Array]:
     """Return new values for the biases of the placement's convolutions, float32 by name.
 
@@ -47,7 +46,6 @@ def corrected_biases(
             error = values[layer.output + _TWIN] - values[layer.output]
             shifts[layer.name] = shifts[layer.name] + error.mean(axis=(0, 2, 3), dtype=np.float64)
         count += 1
-        on_frame()
     biases = {layer.name: _bias(graph, layer) for layer in layers}
     return {
         biases[layer.name]: _shifted(

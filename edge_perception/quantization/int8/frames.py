@@ -12,33 +12,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from edge_perception.core.image import ImageFormat, UInt8Array
 from edge_perception.core.manifest import Preprocessing
-from edge_perception.errors import ImageError, QuantizationError
+from edge_perception.errors import QuantizationError
 from edge_perception.gpu.preprocess import Preprocessor, to_bgr
 from edge_perception.quantization.int8.graph import Array
+from edge_perception.trust.frames import Frame
 
 Float32Array = npt.NDArray[np.float32]
 
 _THUMBNAIL = (16, 12)  # width, height; px
-
-
-class Frame(Protocol):
-    """An image: ``pixels`` is uint8 ``(n,)``, its bytes as ``format`` says."""
-
-    @property
-    def pixels(self) -> UInt8Array:
-        """The bytes."""
-
-    @property
-    def format(self) -> ImageFormat:
-        """What they mean."""
 
 
 @dataclass(frozen=True)
@@ -139,16 +126,6 @@ def input_tensors(frames: Iterable[Frame], spec: Preprocessing) -> Iterator[Arra
     for frame in frames:
         tensor, _ = preprocessor(frame.pixels, frame.format)
         yield tensor
-
-
-def readable(frames: Iterable[Frame]) -> Iterator[Frame]:
-    """Leave out frames whose bytes do not fit their format."""
-    for frame in frames:
-        try:
-            to_bgr(frame.pixels, frame.format)
-        except ImageError:
-            continue
-        yield frame
 
 
 def _hold(frames: Iterable[Frame], wanted: set[int]) -> dict[int, Frame]:
