@@ -243,8 +243,13 @@ class EngineStore:
             _keep_cache(self._path(spec, ".jit.cache"), cache)
 
     def _timing_path(self, spec: EngineSpec) -> Path:
-        gpu = _file_name(spec.gpu_name or "any") + "-" + spec.compute_capability
-        return self.folder / f"timing.{spec.runtime}-{spec.runtime_version}.{gpu}.cache"
+        """Name the timing cache: of a model, so that retrained weights find it too.
+
+        Builds of several models side by side would overwrite one another's in a common file.
+        """
+        where = f"{spec.runtime} {spec.runtime_version} {spec.compute_capability} {spec.gpu_name}"
+        name = f"{_file_name(spec.model)}.{spec.precision}.{_file_name(where)}.timing.cache"
+        return self.folder / name
 
     def _path(self, spec: EngineSpec, suffix: str) -> Path:
         return self.folder / f"{_file_name(spec.model)}.{spec.key[:_KEY_DIGITS]}{suffix}"

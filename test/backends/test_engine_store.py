@@ -106,7 +106,7 @@ def test_measurements_are_added_to_the_record(store: EngineStore) -> None:
     assert found.plan == PLAN
 
 
-def test_timing_cache_grows_over_builds_of_one_gpu_and_version(store: EngineStore) -> None:
+def test_timing_cache_grows_over_builds_of_one_model_on_one_gpu(store: EngineStore) -> None:
     seen: list[bytes] = []
 
     def make(timing_cache: bytes) -> BuiltPlan:
@@ -114,9 +114,11 @@ def test_timing_cache_grows_over_builds_of_one_gpu_and_version(store: EngineStor
         return BuiltPlan(PLAN, timing_cache + b"t")
 
     store.obtain(spec(), make)
-    store.obtain(replace(spec(), precision="float16"), make)  # the same GPU and version
-    store.obtain(replace(spec(), gpu_name="GH100"), make)  # another GPU
-    assert seen == [b"", b"t", b""]
+    store.obtain(replace(spec(), onnx_sha256="b" * 64), make)  # the model, trained on
+    store.obtain(replace(spec(), precision="float16"), make)  # other kernels
+    store.obtain(replace(spec(), gpu_name="GH100"), make)
+    store.obtain(replace(spec(), runtime_version="10.7.0"), make)
+    assert seen == [b"", b"t", b"", b"", b""]
 
 
 def test_damaged_timing_cache_is_not_used(store: EngineStore) -> None:
