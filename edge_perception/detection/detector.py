@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -33,6 +34,8 @@ from edge_perception.gpu.preprocess import Preprocessor
 # More candidates than this are junk of a threshold near 0; suppression is quadratic in them.
 _MAX_CANDIDATES = 5000
 
+Model = TypeVar("Model")
+
 
 @dataclass(frozen=True)
 class DetectionSettings:
@@ -57,7 +60,7 @@ class Detector:
         Raises:
             ManifestError: names, shapes or dtypes of tensors differ, or the head does not fit.
         """
-        _check_tensors(manifest, backend)
+        check_tensors(manifest, backend)
         check_head(manifest)
         self.manifest = manifest
         self.backend = backend
@@ -139,7 +142,8 @@ def _sound(found: Candidates, class_count: int) -> npt.NDArray[np.bool_]:
     return sound
 
 
-def _check_tensors(manifest: Manifest, backend: Backend) -> None:
+def check_tensors(manifest: Manifest, backend: Backend) -> None:
+    """Raise ``ManifestError`` unless a manifest's tensors are those of the model it names."""
     for side in ("inputs", "outputs"):
         promised, found = getattr(manifest, side), getattr(backend, side)
         if promised != found:
@@ -164,7 +168,23 @@ def open_detector(manifest_path: Path, threads: int = 0) -> Detector:
 def open_detector_by(
     manifest_path: Path, choice: RuntimeChoice, on_progress: Progress = tell_nobody
 ) -> Detector:
+    """Load the detector that a manifest names in the runtime of choice; see ``open_by``."""
+    return open_by(Detector, manifest_path, choice, on_progress)
+
+
+def open_by(
+    make: Callable[[Manifest, Backend], Model],
+    manifest_path: Path,
+    choice: RuntimeChoice,
+    on_progress: Progress = tell_nobody,
+) -> Model:
     """Load the model that a manifest names in the runtime of choice. The caller closes it.
+
+    Args:
+        make: turns manifest and backend into what is returned, which then owns the backend.
+        manifest_path: of the model.
+        choice: of the runtime, and whether it may build an engine.
+        on_progress: told how far a build is.
 
     Raises:
         ManifestError: the manifest is malformed or disagrees with its model.
@@ -174,7 +194,7 @@ def open_detector_by(
     manifest, model = load_manifest(manifest_path)
     backend = open_backend(manifest_path, manifest, model, choice, on_progress)
     try:
-        return Detector(manifest, backend)
+        return make(manifest, backend)
     except BaseException:
         backend.close()
         raise

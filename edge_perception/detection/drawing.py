@@ -1,4 +1,4 @@
-"""Drawing detections into an image for people."""
+"""Drawing what a model found into an image for people."""
 
 from __future__ import annotations
 
@@ -7,8 +7,34 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from edge_perception.core.classification import Classification
 from edge_perception.core.detections import Detections
 from edge_perception.core.image import UInt8Array
+
+_MOST_CLASSES = 5
+
+
+def draw_result(
+    pixels_bgr: UInt8Array, result: Detections | Classification, class_names: Sequence[str]
+) -> UInt8Array:
+    """Return a copy of the image with what a model found in it."""
+    if isinstance(result, Classification):
+        return draw_classification(pixels_bgr, result, class_names)
+    return draw_detections(pixels_bgr, result, class_names)
+
+
+def draw_classification(
+    pixels_bgr: UInt8Array, classification: Classification, class_names: Sequence[str]
+) -> UInt8Array:
+    """Return a copy of the image with its five likeliest classes as lines of text."""
+    canvas = pixels_bgr.copy()
+    found = zip(classification.class_ids.tolist(), classification.scores.tolist(), strict=True)
+    for row, (class_id, score) in enumerate(list(found)[:_MOST_CLASSES]):
+        label, place = f"{class_names[class_id]} {score:.2f}", (6, 18 + 18 * row)
+        cv2.putText(canvas, label, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 3)
+        colour = _class_colour(class_id)
+        cv2.putText(canvas, label, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, 1)
+    return canvas
 
 
 def draw_detections(

@@ -1,4 +1,4 @@
-"""The detector node: the newest frame in, detections out, everything else counted as dropped."""
+"""The detector node: the newest frame in, its results out, everything else counted as dropped."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
+from vision_msgs.msg import Classification as ClassificationMessage
 from vision_msgs.msg import Detection2DArray, LabelInfo
 
 from edge_perception.backends.engine_store import BUILD_POLICIES
+from edge_perception.core.classification import Classification
 from edge_perception.core.detections import Detections
 from edge_perception.core.latency import SpanRecorder
-from edge_perception.detection.detector import DetectionSettings, Detector, open_detector_by
-from edge_perception.detection.drawing import draw_detections
+from edge_perception.detection.classifier import Classifier, make_model
+from edge_perception.detection.detector import DetectionSettings, Detector, open_by
+from edge_perception.detection.drawing import draw_result
 from edge_perception.detection.runtimes import BACKENDS, ENGINE_PRECISIONS, RuntimeChoice
 from edge_perception.embedded import demo_manifest
 from edge_perception.errors import ConfigError, ImageError
@@ -29,11 +32,11 @@ from edge_perception.gpu.preprocess import to_bgr
 from edge_perception.nodes.frame_streams import FrameStream, RemoteFrameStream
 from edge_perception.nodes.managed import Health, ManagedNode
 from edge_perception.nodes.messages import (
-    to_detection2d_array,
     to_diagnostic_array,
     to_header,
     to_image,
     to_label_info,
+    to_result,
     to_status,
 )
 from edge_perception.nodes.params import Declaration
@@ -98,8 +101,17 @@ PARAMETERS = (
 )
 
 
+# Where a model's results go, by its kind, which its manifest tells.
+_RESULTS = {
+    Detector: (Detection2DArray, "detections"),
+    Classifier: (ClassificationMessage, "classification"),
+}
+
+
 class DetectorNode(ManagedNode):
     """Publishes ``detections``, ``label_info``, ``~/debug_image`` and ``~/stages``.
+
+    A classifier's manifest makes it publish ``classification`` instead of ``detections``.
 
     One frame is processed a wake-up, so that services and parameters are served between frames.
     ``streams`` are given by the container; a node of its own process reads the topics that its
@@ -117,7 +129,7 @@ class DetectorNode(ManagedNode):
         self._given_streams = streams
         self._streams: Sequence[FrameStream] = ()
         self._next_stream = 0
-        self._detector: Detector | None = None
+        self._model: Detector | Classifier | None = None
         self._settings = DetectionSettings()
         self._make_tracker: Callable[[], Tracker] | None = None
         self._trackers: dict[str, Tracker] = {}
@@ -128,8 +140,11 @@ class DetectorNode(ManagedNode):
     def configure(self) -> None:
         """Load the model, warm it up, and make the publishers."""
         values = self.parameter_values()
-        self._detector = open_detector_by(
-            _manifest_path(values["manifest"]), _runtime_choice(values), self._tell_progress
+        self._model = open_by(
+            make_model,
+            _manifest_path(values["manifest"]),
+            _runtime_choice(values),
+            self._tell_progress,
         )
         self.apply_parameters(values)
         self._streams = self._given_streams or [
@@ -142,7 +157,7 @@ class DetectorNode(ManagedNode):
             durability=DurabilityPolicy.TRANSIENT_LOCAL,
         )
         publisher = self.create_lifecycle_publisher
-        self._detections = publisher(Detection2DArray, "detections", reliable)
+        self._results = publisher(*_RESULTS[type(self._model)], reliable)
         self._label_info = publisher(LabelInfo, "label_info", latched)
         self._debug_image = publisher(Image, "~/debug_image", 1)
         self._stages = publisher(DiagnosticArray, "~/stages", reliable)
@@ -160,18 +175,18 @@ class DetectorNode(ManagedNode):
 
     def cleanup(self) -> None:
         """Release the model."""
-        if self._detector is not None:
-            self._detector.close()
-            self._detector = None
-        for name in ("_detections", "_label_info", "_debug_image", "_stages"):
+        if self._model is not None:
+            self._model.close()
+            self._model = None
+        for name in ("_results", "_label_info", "_debug_image", "_stages"):
             if hasattr(self, name):
                 self.destroy_lifecycle_publisher(getattr(self, name))
                 delattr(self, name)
 
     def apply_parameters(self, values: Mapping[str, Any]) -> None:
         """Take over thresholds, the class filter and tracking."""
-        assert self._detector is not None
-        names = self._detector.manifest.class_names
+        assert self._model is not None
+        names = self._model.manifest.class_names
         self._settings = DetectionSettings(
             score_threshold=values["score_threshold"],
             nms_iou=values["nms_iou"],
@@ -193,8 +208,8 @@ class DetectorNode(ManagedNode):
             "refused": sum(stream.refused for stream in self._streams),
             "last_refusal": self._last_refusal(),
             "frame_transport": ", ".join(s.transport for s in self._streams if s.transport),
-            "model": self._detector.manifest.name if self._detector else "",
-            "backend": self._detector.backend.name if self._detector else "",
+            "model": self._model.manifest.name if self._model else "",
+            "backend": self._model.backend.name if self._model else "",
         }
 
     def health(self) -> Health:
@@ -238,7 +253,7 @@ class DetectorNode(ManagedNode):
         recorder.add("decode", lease.info.receive_ns, lease.info.decoded_ns)
         recorder.add("wait", lease.info.decoded_ns, time.monotonic_ns())
         try:
-            detections = self._detect(lease, stream, recorder)
+            result = self._perceive(lease, stream, recorder)
         except ImageError as error:
             self._counts["failed"] += 1
             self._last_error = str(error)
@@ -248,20 +263,23 @@ class DetectorNode(ManagedNode):
             self.fail(f"inference failed: {type(error).__name__}: {error}")
             return
         self._counts["processed"] += 1
-        self._publish(lease, stream.name, detections, recorder)
+        self._publish(lease, stream.name, result, recorder)
 
     def _wanted(self) -> bool:
         """Whether anybody listens: without a subscriber there is no inference."""
         return bool(
-            self._detections.get_subscription_count() or self._debug_image.get_subscription_count()
+            self._results.get_subscription_count() or self._debug_image.get_subscription_count()
         )
 
-    def _detect(self, lease: FrameLease, stream: FrameStream, recorder: SpanRecorder) -> Detections:
-        assert self._detector is not None
+    def _perceive(
+        self, lease: FrameLease, stream: FrameStream, recorder: SpanRecorder
+    ) -> Detections | Classification:
+        assert self._model is not None
         # The next frame is decoded while this one's result is put together and published.
-        detections = self._detector.detect(
-            lease.pixels, lease.info.format, self._settings, recorder, stream.want_next
-        )
+        given = (lease.pixels, lease.info.format, self._settings, recorder, stream.want_next)
+        if isinstance(self._model, Classifier):
+            return self._model.classify(*given)
+        detections = self._model.detect(*given)
         camera = stream.name
         if self._make_tracker is not None:
             with recorder.stage("track"):
@@ -271,17 +289,21 @@ class DetectorNode(ManagedNode):
         return detections
 
     def _publish(
-        self, lease: FrameLease, camera: str, detections: Detections, recorder: SpanRecorder
+        self,
+        lease: FrameLease,
+        camera: str,
+        result: Detections | Classification,
+        recorder: SpanRecorder,
     ) -> None:
-        assert self._detector is not None
+        assert self._model is not None
         header = to_header(lease.info.stamp_ns, lease.info.frame_id)
-        names = self._detector.manifest.class_names
+        names = self._model.manifest.class_names
         with recorder.stage("publish"):
-            self._detections.publish(to_detection2d_array(detections, header, names))
+            self._results.publish(to_result(result, header, names))
         if self._stages.get_subscription_count():
             self._publish_stages(lease, camera, header, recorder)
         if self._debug_image.get_subscription_count():
-            picture = draw_detections(to_bgr(lease.pixels, lease.info.format), detections, names)
+            picture = draw_result(to_bgr(lease.pixels, lease.info.format), result, names)
             self._debug_image.publish(to_image(picture, header))
 
     def _publish_stages(
@@ -298,9 +320,9 @@ class DetectorNode(ManagedNode):
         self._stages.publish(to_diagnostic_array(header, status))
 
     def _publish_label_info(self) -> None:
-        assert self._detector is not None
+        assert self._model is not None
         header = Header(stamp=self.get_clock().now().to_msg())
-        names = self._detector.manifest.class_names
+        names = self._model.manifest.class_names
         self._label_info.publish(to_label_info(names, self._settings.score_threshold, header))
 
 

@@ -11,14 +11,17 @@ from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
+from vision_msgs.msg import Classification as ClassificationMessage
 from vision_msgs.msg import (
     Detection2D,
     Detection2DArray,
     LabelInfo,
+    ObjectHypothesis,
     ObjectHypothesisWithPose,
     VisionClass,
 )
 
+from edge_perception.core.classification import Classification
 from edge_perception.core.detections import Detections
 from edge_perception.core.frame import FrameInfo
 from edge_perception.core.image import UInt8Array
@@ -65,6 +68,30 @@ def from_frame_handle(message: Image) -> bytes:
             mend="Subscribe a camera node to it, and read that node's ~/frames.",
         )
     return bytes(message.data)
+
+
+def to_result(
+    result: Detections | Classification, header: Header, class_names: Sequence[str]
+) -> Detection2DArray | ClassificationMessage:
+    """Return what a model found as the message of its kind."""
+    if isinstance(result, Classification):
+        return to_classification(result, header, class_names)
+    return to_detection2d_array(result, header, class_names)
+
+
+def to_classification(
+    classification: Classification, header: Header, class_names: Sequence[str]
+) -> ClassificationMessage:
+    """Return classes as a message, the likeliest first."""
+    return ClassificationMessage(
+        header=header,
+        results=[
+            ObjectHypothesis(class_id=class_names[class_id], score=score)
+            for class_id, score in zip(
+                classification.class_ids.tolist(), classification.scores.tolist(), strict=True
+            )
+        ],
+    )
 
 
 def to_detection2d_array(

@@ -96,6 +96,16 @@ def _end_to_end() -> Family:
     return nodes, {"corners": corners}, {"output": (1, 64, 6)}
 
 
+def _classifier() -> Family:
+    """The mean colour of the whole picture, times 1000: the class is its strongest channel."""
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["images"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["colour"]),
+        helper.make_node("Mul", ["colour", "thousand"], ["logits"]),
+    ]
+    return nodes, {"thousand": np.full(1, 1000, np.float32)}, {"logits": (1, 3)}
+
+
 def _queries() -> np.ndarray:
     """Boxes of twice a cell's size, as shares of the input."""
     centres = (_cells(CELL_PX) + 0.5) * CELL_PX / SIDE_PX
@@ -140,6 +150,7 @@ _FAMILIES = {
     "yolo_end_to_end": _end_to_end,
     "rtdetr": _rtdetr,
     "detr": _detr,
+    "classifier": _classifier,
 }
 
 
