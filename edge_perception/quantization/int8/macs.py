@@ -20,6 +20,20 @@ def count_macs(graph: FloatGraph) -> dict[str, int]:
     return {name: macs for name, macs in counts.items() if macs}
 
 
+def share_in_int8(model: onnx.ModelProto) -> float:
+    """Return the share, 0..1, of a Q/DQ model's multiply-accumulates that run in INT8.
+
+    Of any quantiser's model: a node counts if both its factors come from a ``DequantizeLinear``.
+    """
+    graph = FloatGraph(onnx.shape_inference.infer_shapes(model))
+    int8 = {
+        node.name
+        for node in graph.nodes
+        if len(node.input) > 1 and all(_is_dequantised(graph, name) for name in node.input[:2])
+    }
+    return int8_mac_share(count_macs(graph), int8)
+
+
 def int8_mac_share(macs: Mapping[str, int], int8_layers: set[str]) -> float:
     """Return the share, 0..1, of all multiply-accumulates that are done by ``int8_layers``."""
     total = sum(macs.values())
@@ -37,3 +51,8 @@ def _macs(graph: FloatGraph, node: onnx.NodeProto) -> int:
         transposed = any(entry.name == "transA" and entry.i for entry in node.attribute)
         return math.prod(graph.shape(node.output[0])) * (inner[0 if transposed else -1])
     return 0
+
+
+def _is_dequantised(graph: FloatGraph, tensor: str) -> bool:
+    producer = graph.producers.get(tensor)
+    return producer is not None and producer.op_type == "DequantizeLinear"

@@ -1,0 +1,171 @@
+"""What ONNX Runtime makes of a Q/DQ graph, carried to the H100; and the judgement afterwards.
+
+    oracle.py prepare OUT --name demo --float F.yaml --int8 Q.yaml --frames BAG
+    oracle.py prepare OUT --name yolov8m --float F.onnx --int8 Q.onnx
+    oracle.py judge OUT --name demo --int8 Q.yaml --frames BAG --results RESULTS
+
+``prepare`` writes NAME.float.onnx, NAME.int8.onnx and NAME.npz into OUT, as tensorrt_h100.py wants
+them: for manifests the inputs are frames as the detector node prepares them, for bare ONNX files
+(random weights, so that only speed and raw outputs mean something) seeded noise. ``judge`` decodes
+TensorRT's raw outputs by the node's own decoder and adds ``match_rate`` to the JSON in RESULTS: the
+share of the oracle's detections that TensorRT's match one to one, in class and at IoU 0.9.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_perception.backends.base import Backend, Tensor
+from edge_perception.backends.onnxruntime import OnnxRuntimeBackend
+from edge_perception.backends.store import load_manifest
+from edge_perception.core.detections import Detections
+from edge_perception.core.latency import SpanRecorder
+from edge_perception.core.manifest import Manifest
+from edge_perception.detection.detector import DetectionSettings, Detector
+from edge_perception.trust.frames import Frame, Frames
+from edge_perception.trust.matching import BELOW_THRESHOLD, compare_frame
+
+SCORE, IOU = 0.3, 0.9
+NOISE_INPUTS = 4
+REPORT = "int8_tensorrt_h100.json"
+
+
+class Recorder:
+    """A backend that keeps every input and output that goes through another one."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend, self.name = backend, backend.name
+        self.inputs, self.outputs = backend.inputs, backend.outputs
+        self.given: list[Tensor] = []
+        self.returned: list[list[Tensor]] = []
+
+    def infer(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        results = self._backend.infer(tensors)
+        self.given.append(np.array(tensors[0]))
+        self.returned.append([np.array(result) for result in results])
+        return results
+
+    def close(self) -> None:
+        self._backend.close()
+
+    def save(self, path: Path) -> None:
+        """Write ``inputs`` and ``output_0`` and so on, one row an inference."""
+        outputs = {f"output_{i}": np.stack(rows) for i, rows in enumerate(zip(*self.returned))}
+        np.savez_compressed(path, inputs=np.stack(self.given), **outputs)
+
+
+class Replayer:
+    """A backend that returns the outputs of a file, one row an inference."""
+
+    name = "replayed"
+
+    def __init__(self, manifest: Manifest, path: Path) -> None:
+        self.inputs, self.outputs = manifest.inputs, manifest.outputs
+        with np.load(path) as file:
+            names = sorted((n for n in file.files if n.startswith("output_")), key=_number)
+            self._rows: Iterator[tuple[Tensor, ...]] = zip(*(file[name] for name in names))
+
+    def infer(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return list(next(self._rows))
+
+    def close(self) -> None:
+        pass
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Write a model's two graphs and its oracle."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.frames:
+        manifest, int8 = load_manifest(options.int8)
+        name, float_graph = options.name, load_manifest(options.float)[1]
+        recorder = Recorder(OnnxRuntimeBackend(int8, options.threads))
+        for _ in detect_all(Detector(manifest, recorder), chosen_frames(options)):
+            pass
+    else:
+        name, float_graph, int8 = options.name, options.float, options.int8
+        recorder = Recorder(OnnxRuntimeBackend(int8, options.threads))
+        (image,) = recorder.inputs
+        chance = np.random.default_rng(0)
+        for _ in range(NOISE_INPUTS):
+            recorder.infer([chance.random(image.shape, np.float32).astype(image.dtype)])
+    recorder.save(options.out / f"{name}.npz")
+    shutil.copyfile(float_graph, options.out / f"{name}.float.onnx")
+    shutil.copyfile(int8, options.out / f"{name}.int8.onnx")
+
+
+def judge(options: argparse.Namespace) -> None:
+    """Add ``match_rate`` of a trained model to the report."""
+    manifest, _ = load_manifest(options.int8)
+    path = options.results / REPORT
+    report = json.loads(path.read_text())
+    files = (options.out / f"{options.name}.npz", options.results / f"{options.name}.tensorrt.npz")
+    oracle, tensorrt = (
+        list(detect_all(Detector(manifest, Replayer(manifest, file)), chosen_frames(options)))
+        for file in files
+    )
+    report["models"][options.name].update(match_figures(oracle, tensorrt))
+    path.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def match_figures(oracle: Sequence[Detections], found: Sequence[Detections]) -> dict[str, Any]:
+    """Return how many of the oracle's detections were matched, and the share.
+
+    A score that fell below the threshold by a thousandth counts as lost, too; how many those are
+    is told beside it.
+    """
+    pairs = [compare_frame(*pair, SCORE).float_side for pair in zip(oracle, found, strict=True)]
+    detections = sum(len(side) for side in pairs)
+    matched = sum(int((side.iou >= IOU).sum()) for side in pairs)
+    below = sum(int((side.fate == BELOW_THRESHOLD).sum()) for side in pairs)
+    return {
+        "match_rate": round(matched / detections, 5) if detections else None,
+        "matched": matched,
+        "below_threshold": below,
+        "oracle_detections": detections,
+    }
+
+
+def detect_all(detector: Detector, frames: Sequence[Frame]) -> Iterator[Detections]:
+    """Yield what a detector finds in each frame, down to half the score that counts."""
+    settings = DetectionSettings(score_threshold=SCORE / 2)
+    for frame in frames:
+        yield detector.detect(frame.pixels, frame.format, settings, SpanRecorder())
+
+
+def chosen_frames(options: argparse.Namespace) -> list[Frame]:
+    """Return the frames, spread evenly over the source."""
+    total = sum(1 for _ in Frames(str(options.frames)))
+    step = max(1, total // options.count)
+    return list(itertools.islice(Frames(str(options.frames)), 0, step * options.count, step))
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("_")[2])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prepare or judge one model."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("command", choices=("prepare", "judge"))
+    parser.add_argument("out", type=Path, help="folder of the models")
+    parser.add_argument("--name", required=True, help="of the model in the report")
+    parser.add_argument("--float", type=Path, help="float manifest, or ONNX file without --frames")
+    parser.add_argument("--int8", type=Path, required=True, help="as --float")
+    parser.add_argument("--frames", help="bag or folder of images")
+    parser.add_argument("--count", type=int, default=32, help="of frames")
+    parser.add_argument("--results", type=Path, help="what the H100 brought back")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args(arguments)
+    {"prepare": prepare, "judge": judge}[options.command](options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,288 @@
+"""FP16 against INT8 by TensorRT 8.5.3 on an H100: builds side by side, then one measurement.
+
+TensorRT 8.5 is JetPack 5's; on an H100 its INT8 convolutions are the sm80 kernels of Orin's family.
+It runs in the bundle's Python 3.9 (run_tensorrt_h100.sh), where there is neither ONNX Runtime nor
+OpenCV: what ONNX Runtime makes of the same inputs is carried along (oracle.py prepares it, and
+judges afterwards what this brings back).
+
+    $TRT_PYTHON -m benchmarks.int8.tensorrt_h100 build MODELS --work out/int8    # returns at once
+    $TRT_PYTHON -m benchmarks.int8.tensorrt_h100 measure MODELS --work out/int8 --out OUT
+
+MODELS is a folder with, for each model, ``NAME.float.onnx``, ``NAME.int8.onnx`` and ``NAME.npz``
+(``inputs`` (N, ...) and the outputs of the INT8 graph, ``output_0`` (N, ...) and so on). Each
+engine is built by a process of its own that outlives the command (setsid), into an engine store:
+a build that was cut off is begun again by the same command, with its timing cache; one that is
+done is left alone. FP16 is built from the float graph, INT8 from the Q/DQ graph with FP16
+elsewhere, both with the same tactic sources.
+
+Latency is the time between two events around each inference on an otherwise idle GPU. The four
+ways (FP16 and INT8, enqueued and as a CUDA graph) take turns, so that drifting clocks hit all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.int8.cudart import CudaRuntime
+from edge_perception.backends.build import BuildOptions, build_plan
+from edge_perception.backends.engine_store import BuiltPlan, EngineStore, StoredEngine
+from edge_perception.backends.tensorrt import Engine, import_tensorrt
+from edge_perception.core.engine import EngineSpec
+from edge_perception.core.machine import describe_machine, utc_now
+
+TACTICS = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
+WORKSPACE_MIB = 4096
+WARM_UP, RUNS, ROUNDS = 50, 200, 5
+DEFINITIONS = {
+    "fp16_ms": "p50 of the time between CUDA events around one inference; _graph: CUDA graph",
+    "int8_over_fp16": "fp16_ms / int8_ms: how many times faster INT8 is",
+    "relative_l2": "of INT8's raw outputs against ONNX Runtime's of the same Q/DQ graph",
+    "build_s": "wall time of one build among all, side by side on one GPU",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One engine: ``precision`` "float16" of the float graph or "int8" of the Q/DQ graph."""
+
+    model: str
+    precision: str
+    onnx: Path
+
+    @property
+    def options(self) -> BuildOptions:
+        return BuildOptions(self.precision, WORKSPACE_MIB, TACTICS)
+
+    def spec(self, trt: Any, gpu: tuple[str, str]) -> EngineSpec:
+        name, capability = gpu
+        return EngineSpec(
+            model=self.model,
+            onnx_sha256=hashlib.sha256(self.onnx.read_bytes()).hexdigest(),
+            precision=self.precision,
+            inputs=(),
+            outputs=(),
+            runtime="tensorrt",
+            runtime_version=trt.__version__,
+            compute_capability=capability,
+            gpu_name=name,
+            flags=self.options.flags(trt),
+        )
+
+
+def find_jobs(models: Path) -> list[Job]:
+    """Return the engines to build, by model; both graphs and the oracle must be there."""
+    jobs = []
+    for oracle in sorted(models.glob("*.npz")):
+        for precision, kind in (("float16", "float"), ("int8", "int8")):
+            onnx = models / f"{oracle.stem}.{kind}.onnx"
+            if not onnx.is_file():
+                raise SystemExit(f"{onnx} is missing beside {oracle}")
+            jobs.append(Job(oracle.stem, precision, onnx))
+    if not jobs:
+        raise SystemExit(f"no model with an oracle (NAME.npz) in {models}")
+    return jobs
+
+
+# Building.
+
+
+def start_builds(jobs: Sequence[Job], options: argparse.Namespace) -> None:
+    """Start one process an engine; each logs to a file and outlives this one."""
+    options.work.mkdir(parents=True, exist_ok=True)
+    for job in jobs:
+        command = [sys.executable, "-m", "benchmarks.int8.tensorrt_h100", "build-one"]
+        command += [str(options.models), "--work", str(options.work)]
+        command += ["--only", job.model, job.precision]
+        log = options.work / f"{job.model}.{job.precision}.log"
+        with log.open("w") as file:
+            subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+        print(f"started {job.model} {job.precision}, log {log}")
+
+
+def obtain(job: Job, trt: Any, gpu: tuple[str, str], work: Path, policy: str) -> StoredEngine:
+    """Return an engine from the store, built first where the policy says so."""
+
+    def build(timing_cache: bytes) -> BuiltPlan:
+        return build_plan(trt, job.onnx.read_bytes(), job.options, timing_cache)
+
+    return EngineStore(work).obtain(job.spec(trt, gpu), build, policy=policy)
+
+
+# Measuring.
+
+
+class Runner:
+    """An engine with its tensors on the GPU."""
+
+    def __init__(self, trt: Any, cuda: CudaRuntime, plan: bytes) -> None:
+        self._cuda, self.engine = cuda, Engine(trt, plan)
+        tensors = (*self.engine.inputs, *self.engine.outputs)
+        self._arrays = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in tensors}
+        self._addresses = {
+            name: cuda.allocate(array.nbytes) for name, array in self._arrays.items()
+        }
+        self.engine.bind(self._addresses)
+        self.enqueue()  # loads the kernels, which a capture refuses to do
+        cuda.synchronize()
+        self.launch = cuda.capture(self.enqueue)
+
+    def enqueue(self) -> None:
+        """Queue one inference."""
+        self.engine.enqueue(self._cuda.stream)
+
+    def infer(self, values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """Run on one input, by the CUDA graph; return copies of the outputs."""
+        (image,) = self.engine.inputs
+        given = np.ascontiguousarray(values, image.dtype).reshape(image.shape)
+        self._cuda.upload(self._addresses[image.name], given)
+        self.launch()
+        self._cuda.synchronize()
+        for spec in self.engine.outputs:
+            self._cuda.download(self._arrays[spec.name], self._addresses[spec.name])
+        return [self._arrays[spec.name].copy() for spec in self.engine.outputs]
+
+
+def measure_model(
+    trt: Any, cuda: CudaRuntime, engines: dict[str, StoredEngine], oracle: Path, out: Path
+) -> dict[str, Any]:
+    """Return one model's figures; INT8's raw outputs go to ``out`` for oracle.py to judge."""
+    fp16 = Runner(trt, cuda, engines["float16"].plan)
+    int8 = Runner(trt, cuda, engines["int8"].plan)
+    wanted, found = compare_outputs(int8, oracle)
+    np.savez_compressed(out / f"{oracle.stem}.tensorrt.npz", **found)
+    ways = {
+        "fp16": fp16.enqueue,
+        "int8": int8.enqueue,
+        "fp16_graph": fp16.launch,
+        "int8_graph": int8.launch,
+    }
+    figures: dict[str, Any] = latencies(cuda, ways)
+    figures["int8_over_fp16"] = round(figures["fp16_ms"] / figures["int8_ms"], 3)
+    figures["int8_over_fp16_graph"] = round(figures["fp16_graph_ms"] / figures["int8_graph_ms"], 3)
+    figures["relative_l2"] = relative_l2(found, wanted)
+    figures["compared_inputs"] = len(wanted["inputs"])
+    for key, name in (("build_s", "build_s"), ("plan_bytes", "plan_bytes")):
+        figures[key] = {way: getattr(stored.record, name) for way, stored in engines.items()}
+    return figures
+
+
+def compare_outputs(
+    runner: Runner, oracle: Path
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
+    """Run every input of the oracle; return its arrays and ours, by the same names."""
+    with np.load(oracle) as file:
+        wanted = {name: file[name] for name in file.files}
+    results = [runner.infer(values) for values in wanted["inputs"]]
+    found = {f"output_{i}": np.stack(outputs) for i, outputs in enumerate(zip(*results))}
+    return wanted, found
+
+
+def relative_l2(
+    found: dict[str, npt.NDArray[Any]], wanted: dict[str, npt.NDArray[Any]]
+) -> dict[str, float]:
+    """Return ``|found - wanted| / |wanted|`` for each output."""
+    errors = {}
+    for name, values in found.items():
+        truth = wanted[name].reshape(values.shape).astype(np.float64)
+        errors[name] = float(np.linalg.norm(values - truth) / np.linalg.norm(truth))
+    return errors
+
+
+def latencies(cuda: CudaRuntime, ways: dict[str, Callable[[], None]]) -> dict[str, float]:
+    """Time each way in turn, several rounds; return p50 and p99 in ms of each."""
+    samples: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in ways}
+    for _ in range(ROUNDS):
+        for name, enqueue in ways.items():
+            for _ in range(WARM_UP):
+                enqueue()
+            cuda.synchronize()
+            samples[name].append(cuda.event_times_ms(enqueue, RUNS))
+    figures = {}
+    for name, parts in samples.items():
+        p50, p99 = np.percentile(np.concatenate(parts), [50, 99])
+        figures[f"{name}_ms"], figures[f"{name}_p99_ms"] = round(p50, 4), round(p99, 4)
+    return figures
+
+
+def measure_all(jobs: Sequence[Job], options: argparse.Namespace) -> None:
+    """Measure every model whose two engines are built; write the JSON after each."""
+    trt, cuda = import_tensorrt(), CudaRuntime()
+    gpu = cuda.device()
+    report: dict[str, Any] = {
+        "date": utc_now(),
+        "commit": options.commit,
+        "machine": describe_machine(),
+        "tensorrt": trt.__version__,
+        "tactic_sources": list(TACTICS),
+        "runs": RUNS * ROUNDS,
+        "definitions": DEFINITIONS,
+        "models": {},
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, pair in by_model(jobs):
+        try:
+            engines = {job.precision: obtain(job, trt, gpu, options.work, "never") for job in pair}
+        except Exception as error:  # told, and the other models measured
+            print(f"{name}: {error}", file=sys.stderr)
+            continue
+        oracle = options.models / f"{name}.npz"
+        report["models"][name] = measure_model(trt, cuda, engines, oracle, options.out)
+        text = json.dumps(report, indent=2) + "\n"
+        (options.out / "int8_tensorrt_h100.json").write_text(text)
+        print(name, json.dumps(report["models"][name]), flush=True)
+
+
+def by_model(jobs: Sequence[Job]) -> Iterator[tuple[str, list[Job]]]:
+    """Yield each model's name and jobs."""
+    for name in sorted({job.model for job in jobs}):
+        yield name, [job for job in jobs if job.model == name]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Build, or measure, or say what either would do."""
+    options = parse(arguments)
+    jobs = find_jobs(options.models)
+    if options.only:
+        jobs = [job for job in jobs if [job.model, job.precision] == options.only]
+    if options.dry_run:
+        for job in jobs:
+            size_mb = job.onnx.stat().st_size / 1e6
+            print(f"{options.command} {job.model} {job.precision}: {job.onnx} ({size_mb:.1f} MB)")
+        return
+    if options.command == "build":
+        start_builds(jobs, options)
+    elif options.command == "build-one":
+        started = time.monotonic()
+        obtain(jobs[0], import_tensorrt(), CudaRuntime().device(), options.work, "if_missing")
+        print(f"built in {time.monotonic() - started:.1f} s")
+    else:
+        measure_all(jobs, options)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("command", choices=("build", "build-one", "measure"))
+    parser.add_argument("models", type=Path)
+    parser.add_argument("--work", type=Path, required=True, help="the engine store and the logs")
+    parser.add_argument("--out", type=Path, default=Path("out/int8_tensorrt_h100"))
+    parser.add_argument("--commit", default="", help="noted in the JSON")
+    parser.add_argument("--only", nargs=2, metavar=("MODEL", "PRECISION"), default=[])
+    parser.add_argument("--dry-run", action="store_true", help="print the engines, do nothing")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
