@@ -5,6 +5,7 @@ This needs no GPU for what TensorRT for RTX builds: it takes the GPU as a value,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def engine_spec(manifest: Manifest, trt: Any, gpu: Gpu, options: BuildOptions) -
         compute_capability=gpu.compute_capability,
         # Plans of TensorRT for RTX run on every GPU of their capability.
         gpu_name="" if rtx else gpu.name,
-        calibration_sha256=str(manifest.provenance.get("calibration_sha256", "")),
+        calibration_sha256=_calibration_hash(manifest),
         flags=options.flags(trt),
     )
 
@@ -174,6 +175,12 @@ def _check_tensors(manifest: Manifest, built: BuiltPlan) -> None:
                 got=found,
                 mend="Export the model again together with its manifest.",
             )
+
+
+def _calibration_hash(manifest: Manifest) -> str:
+    """Return the hash of the frames that a model was quantised with, as the quantiser noted it."""
+    facts = manifest.provenance.get("int8")
+    return str(facts.get("calibration_set", "")) if isinstance(facts, Mapping) else ""
 
 
 def _build_command(manifest_path: Path, request: EngineRequest, gpu: Gpu) -> str:
