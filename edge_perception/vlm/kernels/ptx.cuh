@@ -1,0 +1,61 @@
+// The few instructions that the kernels need by name, so that no header of the toolkit has to be
+// found when they are compiled on the machine. A half is the 16 bits of one, a half2 an unsigned
+// with the first half in its low bits.
+
+typedef unsigned short half_bits;
+typedef unsigned char uint8;
+
+struct alignas(16) Bytes16 { unsigned word[4]; };
+
+__device__ __forceinline__ float to_float(half_bits value) {
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value));
+  return wide;
+}
+
+__device__ __forceinline__ half_bits to_half(float value) {
+  half_bits half;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(value));
+  return half;
+}
+
+__device__ __forceinline__ unsigned pair_of(half_bits value) {
+  return value | (unsigned)value << 16;
+}
+
+__device__ __forceinline__ unsigned subtract_pairs(unsigned a, unsigned b) {
+  unsigned difference;
+  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(difference) : "r"(a), "r"(b));
+  return difference;
+}
+
+__device__ __forceinline__ unsigned multiply_pairs(unsigned a, unsigned b) {
+  unsigned product;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+
+// Bytes read once: they take no room in the first-level cache from what is read again.
+__device__ __forceinline__ Bytes16 load_once(const void* at) {
+  Bytes16 b;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(b.word[0]), "=r"(b.word[1]), "=r"(b.word[2]), "=r"(b.word[3]) : "l"(at));
+  return b;
+}
+
+// d[16 x 8] += a[16 x 16] b[16 x 8], fp16 with fp32 sums, over a warp. With row = lane / 4 and
+// t = lane % 4, a lane holds a[row][2t, 2t+1], a[row + 8][..], a[row][2t+8, 2t+9], a[row + 8][..];
+// b[2t, 2t+1][row], b[2t+8, 2t+9][row]; and d[row][2t, 2t+1], d[row + 8][2t, 2t+1].
+__device__ __forceinline__ void multiply_tiles(float (&d)[4], const unsigned (&a)[4],
+                                               const unsigned (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ __forceinline__ float sum_over_warp(float value) {
+  for (int distance = 16; distance; distance /= 2)
+    value += __shfl_xor_sync(0xffffffffu, value, distance);
+  return value;
+}
