@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,10 @@ def load_float_graph(path: Path) -> FloatGraph:
             f"model {str(path)!r} cannot be read: {error}", expected="an ONNX file"
         ) from error
     _refuse_quantised(model, path)
-    _refuse_dynamic_shapes(model, path)
-    return FloatGraph(prepare(_with_channel_opset(model, path)))
+    _refuse_dynamic_shapes(model.graph.input, path)
+    ready = prepare(_with_channel_opset(model, path))
+    _refuse_dynamic_shapes(ready.graph.output, path)
+    return FloatGraph(ready)
 
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -141,8 +143,8 @@ def _refuse_quantised(model: onnx.ModelProto, path: Path) -> None:
         )
 
 
-def _refuse_dynamic_shapes(model: onnx.ModelProto, path: Path) -> None:
-    for value in (*model.graph.input, *model.graph.output):
+def _refuse_dynamic_shapes(values: Iterable[onnx.ValueInfoProto], path: Path) -> None:
+    for value in values:
         sides = [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim]
         if not sides or not all(isinstance(side, int) and side > 0 for side in sides):
             raise QuantizationError(
