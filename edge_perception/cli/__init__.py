@@ -22,6 +22,7 @@ COMMANDS = (
     "quantize_int8",
     "evaluate",
     "evaluate_lm",
+    "export",
     "plan",
 )
 
