@@ -77,6 +77,7 @@ static unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
     result |= (unsigned)(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
   return result;
 }
+#define __expf expf
 static float rsqrtf(float value) { return 1.0f / sqrtf(value); }
 static float __shfl_xor_sync(unsigned, float value, int distance) {
   Warp& warp = own_warp();
