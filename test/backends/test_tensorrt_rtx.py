@@ -7,6 +7,7 @@ is ``test_backends.py``.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from fake_tensorrt import open_session
 from onnx import TensorProto, helper, version_converter
 from tiny_models import HEADS, write_detector, write_model
 
@@ -32,8 +34,11 @@ from edge_perception.backends.engines import EngineRequest, obtain_engine
 from edge_perception.backends.half import to_half
 from edge_perception.backends.store import load_manifest
 from edge_perception.core.engine import Gpu
-from edge_perception.embedded import demo_manifest
+from edge_perception.embedded import carried_file, demo_manifest
 from edge_perception.errors import EngineError
+from edge_perception.gpu.preprocess import Preprocessor
+from edge_perception.quantization.int8.job import Recipe, quantize_detector
+from edge_perception.trust.frames import Frames
 
 RTX_3090 = Gpu("8.6", "NVIDIA GeForce RTX 3090")
 SHARED_MODEL = Path(__file__).parents[3] / "shared" / "data" / "models" / "yolox_nano.onnx"
@@ -91,21 +96,38 @@ def test_every_head_family_builds(head: str, precision: str, tmp_path: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def demo_plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The demo detector's plan in every precision."""
-    _, model = load_manifest(demo_manifest())
-    graphs = {
-        "float32": model.read_bytes(),
-        "float16": model.read_bytes(),
-        "int8": quantised(model, tmp_path_factory.mktemp("demo")),
+def demo_graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The demo detector, and what our own quantiser makes of it with six frames."""
+    out = tmp_path_factory.mktemp("demo") / "demo.int8.onnx"
+    frames = list(itertools.islice(Frames(str(carried_file("demo/demo.mcap"))), 6))
+    recipe = Recipe(frames=4, judging=2, max_drop=100)
+    quantize_detector(demo_manifest(), frames, recipe, out)
+    return {"float": load_manifest(demo_manifest())[1].read_bytes(), "int8": out.read_bytes()}
+
+
+def test_demo_detector_builds_in_every_precision(demo_graphs: dict[str, bytes]) -> None:
+    sizes = {
+        precision: len(build(demo_graphs[graph], precision))
+        for precision, graph in (("float32", "float"), ("float16", "float"), ("int8", "int8"))
     }
-    return {precision: build(graph, precision) for precision, graph in graphs.items()}
-
-
-def test_demo_detector_builds_in_every_precision(demo_plans: dict[str, bytes]) -> None:
     # FP16 halves the weights; what INT8 saves, its choice of kernels may cost again.
-    assert len(demo_plans["float16"]) < 0.75 * len(demo_plans["float32"])
-    assert len(set(demo_plans.values())) == 3
+    assert sizes["float16"] < 0.75 * sizes["float32"]
+
+
+def test_quantised_demo_detector_is_as_near_to_float_in_fp16(demo_graphs: dict[str, bytes]) -> None:
+    manifest, _ = load_manifest(demo_manifest())
+    frame = next(iter(Frames(str(carried_file("demo/demo.mcap")))))
+    image, _ = Preprocessor(manifest.preprocessing)(frame.pixels, frame.format)
+
+    def distance(model: bytes) -> float:
+        found, truth = (
+            open_session(graph).run(None, {"images": image})[0]
+            for graph in (model, demo_graphs["float"])
+        )
+        return float(np.linalg.norm(found - truth) / np.linalg.norm(truth))
+
+    assert distance(to_half(demo_graphs["float"])) < 0.01
+    assert distance(to_half(demo_graphs["int8"])) < 1.2 * distance(demo_graphs["int8"])
 
 
 @needs_shared_model
@@ -135,7 +157,7 @@ def test_engine_of_a_manifest_is_built_for_the_3090_and_found_again(tmp_path: Pa
 
 def test_quantised_biases_are_refused_in_nvidias_words(tmp_path: Path) -> None:
     # Why our biases stay float.
-    _, model = load_manifest(demo_manifest())
+    model = load_manifest(demo_manifest())[1]
     with pytest.raises(EngineError, match="Int32"):
         build(quantised(model, tmp_path, biases=True), "float32")
 
