@@ -1,8 +1,10 @@
 """From a float detector and frames to an INT8 model, its manifest and a report, or nothing at all.
 
 The order: choose frames; fold layer norms; calibrate; correct biases; judge the model with its
-edges in float. If that loses too much, measure every layer alone and put the worst back to float,
-one by one, until the loss is within bounds or too little would be left in INT8.
+edges in float. If that loses too much, the edges' privilege ends: measure every layer alone and put
+the worst back to float, one by one, until the loss is within bounds or too little would be left in
+INT8. Worst is the layer whose squared distance is largest for the arithmetic it would take out of
+INT8: errors of layers add up in their squares, and arithmetic is what they compete for.
 """
 
 from __future__ import annotations
@@ -243,23 +245,25 @@ def _restore(
     recipe: Recipe,
     progress: Progress,
 ) -> _Mixture:
-    """Put layers back to float, worst first; the best seen wins if none is within bounds."""
-    worst_first = sorted(start.distances, key=lambda name: (-start.distances[name], name))
-    why, best = dict(start.why_float), start
+    """Put layers back to float, worst first; all that may go back if none is within bounds."""
+
+    def harm(name: str) -> tuple[float, str]:
+        return -(start.distances[name] ** 2) / max(ready.macs[name], 1), name
+
+    why = {name: reason for name, reason in start.why_float.items() if reason == "excluded"}
+    mixture = start
     tick = progress("putting layers back", 0)
-    for name in worst_first:
+    for name in sorted(filter(start.distances.get, start.distances), key=harm):
         before = len(why)
         _keep_float(ready, why, [name], "restored", recipe)
         if len(why) == before:
             continue
         model = ready.build(why)
-        loss = judge.loss(model)
+        mixture = _Mixture(dict(why), model, judge.loss(model), start.distances)
         tick()
-        if loss < best.loss:
-            best = _Mixture(dict(why), model, loss, start.distances)
-        if loss <= bound:
+        if mixture.loss <= bound:
             break
-    return best
+    return mixture
 
 
 def _key(manifest: Manifest, chosen: ChosenFrames, recipe: Recipe) -> str:

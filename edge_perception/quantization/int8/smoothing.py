@@ -9,7 +9,7 @@ runs detectors has no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,17 +18,20 @@ from onnx import numpy_helper
 
 from edge_perception.quantization.int8.collection import run_tensors
 from edge_perception.quantization.int8.graph import Array, FloatGraph
-from edge_perception.quantization.int8.placement import Layer, find_layers
+from edge_perception.quantization.int8.placement import Layer, Reader, find_layers
 
 _LEAST = 1e-5
 
 
 @dataclass(frozen=True)
 class FoldableNorm:
-    """A layer norm whose output only linear layers read; ``vectors`` are its gain and offset."""
+    """A layer norm whose output only linear layers read.
+
+    ``vectors`` are where its gain and offset are read: a node's name and which of its inputs.
+    """
 
     output: str
-    vectors: tuple[str, ...]
+    vectors: tuple[Reader, ...]
     layers: tuple[Layer, ...]
 
 
@@ -40,10 +43,9 @@ def find_foldable_norms(graph: FloatGraph) -> list[FoldableNorm]:
         vectors = _gain_and_offset(graph, node)
         readers = graph.readers[node.output[0]] if vectors else []
         linear = [layers.get(reader.name) for reader, index in readers if index == 0]
-        folds = [layer for layer in linear if layer and _is_linear(graph, layer)]
-        shared = any(len(graph.readers[name]) > 1 for name in vectors)
+        folds = [layer for layer in linear if layer and layer.op_type in ("MatMul", "Gemm")]
         inner = node.output[0] not in graph.outputs
-        if folds and len(folds) == len(readers) and inner and not shared:
+        if folds and len(folds) == len(readers) and inner:
             found.append(FoldableNorm(node.output[0], vectors, tuple(folds)))
     return found
 
@@ -58,16 +60,17 @@ def smooth(graph: FloatGraph, frames: Iterable[Array], alpha: float) -> tuple[Fl
     if not norms:
         return graph, 0
     reach = _channel_maxima(graph, [norm.output for norm in norms], frames)
-    constants = dict(graph.constants)
+    nodes = {node.name: node for node in graph.nodes}
+    changed: dict[Reader, Array] = {}
     for norm in norms:
-        weights = [_rows_by_input(layer, constants) for layer in norm.layers]
+        weights = [_rows_by_input(graph, layer) for layer in norm.layers]
         scales = smoothing_scales(weights, reach[norm.output], alpha)
-        for name in norm.vectors:
-            constants[name] = (constants[name] / scales).astype(np.float32)
-        for layer in {layer.weight: layer for layer in norm.layers}.values():
+        for name, index in norm.vectors:
+            changed[name, index] = graph.constants[nodes[name].input[index]] / scales
+        for layer in norm.layers:
             factor = scales[:, None] if layer.channel_axis == 1 else scales[None, :]
-            constants[layer.weight] = (constants[layer.weight] * factor).astype(np.float32)
-    return FloatGraph(_with_constants(graph, constants)), len(norms)
+            changed[layer.name, 1] = graph.constants[layer.weight] * factor
+    return FloatGraph(_with_constants(graph, changed)), len(norms)
 
 
 def smoothing_scales(weights: Sequence[Array], reach: Array, alpha: float) -> Array:
@@ -77,33 +80,34 @@ def smoothing_scales(weights: Sequence[Array], reach: Array, alpha: float) -> Ar
     return np.maximum(inputs / np.maximum(rows, _LEAST) ** (1 - alpha), _LEAST)
 
 
-def _gain_and_offset(graph: FloatGraph, node: onnx.NodeProto) -> tuple[str, ...]:
-    """The constants that scale and shift a norm's last axis, if ``node`` ends a layer norm."""
+def _gain_and_offset(graph: FloatGraph, node: onnx.NodeProto) -> tuple[Reader, ...]:
+    """Where constants scale and shift a norm's last axis, if ``node`` ends a layer norm."""
     if node.op_type == "LayerNormalization":
-        names = tuple(name for name in node.input[1:] if name)
-        return names if all(name in graph.constants for name in names) else ()
-    if node.op_type != "Add":
+        readers = [(node.name, index) for index, name in enumerate(node.input) if index and name]
+        constant = all(name in graph.constants for name in node.input[1:] if name)
+        return tuple(readers) if constant else ()
+    offset = _vector(graph, node, "Add")
+    if offset is None:
         return ()
-    offset = [name for name in node.input if name in graph.constants]
-    products = [graph.producers.get(name) for name in node.input if name not in offset]
-    if len(offset) != 1 or len(products) != 1 or products[0] is None:
+    product = graph.producers.get(node.input[1 - offset[1]])
+    gain = None if product is None else _vector(graph, product, "Mul")
+    if product is None or gain is None or len(graph.readers[product.output[0]]) > 1:
         return ()
-    product = products[0]
-    gain = [name for name in product.input if name in graph.constants]
-    alone = len(graph.readers[product.output[0]]) == 1
-    vectors = (*gain, *offset)
-    if product.op_type != "Mul" or len(gain) != 1 or not alone:
-        return ()
-    return vectors if all(graph.constants[name].ndim == 1 for name in vectors) else ()
+    return (gain, offset)
 
 
-def _is_linear(graph: FloatGraph, layer: Layer) -> bool:
-    """Whether a layer sums over the norm's last axis, with weights of its own."""
-    return layer.op_type in ("MatMul", "Gemm") and len(graph.readers[layer.weight]) == 1
+def _vector(graph: FloatGraph, node: onnx.NodeProto, op_type: str) -> Reader | None:
+    """Where a node of two inputs reads its one constant, if that is a vector."""
+    if node.op_type != op_type:
+        return None
+    found = [index for index, name in enumerate(node.input) if name in graph.constants]
+    if len(found) != 1 or graph.constants[node.input[found[0]]].ndim != 1:
+        return None
+    return node.name, found[0]
 
 
-def _rows_by_input(layer: Layer, constants: dict[str, Array]) -> Array:
-    weight = constants[layer.weight]
+def _rows_by_input(graph: FloatGraph, layer: Layer) -> Array:
+    weight = graph.constants[layer.weight]
     return weight if layer.channel_axis == 1 else weight.T
 
 
@@ -118,11 +122,17 @@ def _channel_maxima(
     return maxima
 
 
-def _with_constants(graph: FloatGraph, constants: dict[str, Array]) -> onnx.ModelProto:
+def _with_constants(graph: FloatGraph, changed: Mapping[Reader, Array]) -> onnx.ModelProto:
+    """Give each reader a constant of its own: exporters store equal ones once."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
-    for index, tensor in enumerate(model.graph.initializer):
-        if constants[tensor.name] is not graph.constants[tensor.name]:
-            changed = numpy_helper.from_array(constants[tensor.name], tensor.name)
-            model.graph.initializer[index].CopyFrom(changed)
+    nodes = {node.name: node for node in model.graph.node}
+    for (name, index), values in changed.items():
+        own = f"{name}:smoothed{index}"
+        nodes[name].input[index] = own
+        model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), own))
+    read = {name for node in model.graph.node for name in node.input}
+    unread = [tensor for tensor in model.graph.initializer if tensor.name not in read]
+    for tensor in unread:
+        model.graph.initializer.remove(tensor)
     return model

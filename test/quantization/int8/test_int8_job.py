@@ -152,6 +152,14 @@ def test_worst_layers_go_back_to_float_until_the_loss_is_small_enough(
     assert [e["layer"] for e in outcome.report["sensitivity"][:3]] == ["conv3", "conv2", "conv0"]
 
 
+def test_layer_that_takes_little_arithmetic_out_of_int8_goes_first(
+    judged_by, conv_detector: Path, frames: Frames
+) -> None:
+    judged_by(Clumsy({"conv2": 5.0, "conv3": 3.0}))  # conv3 is depthwise
+    report = quantize_detector(conv_detector, frames, ALL).report
+    assert [entry["layer"] for entry in report["float_layers"]] == ["conv3", "conv2"]
+
+
 def test_layer_that_would_leave_too_little_in_int8_is_passed_over(
     judged_by, conv_detector: Path, frames: Frames
 ) -> None:

@@ -70,6 +70,22 @@ def test_smoothed_model_computes_the_same_with_even_channels(norm) -> None:
     assert after.max() / after.min() < before.max() / before.min() / 4
 
 
+def test_norms_that_share_their_gain_in_the_file_are_folded_apart() -> None:
+    builder = GraphBuilder(SHAPE)
+    gain, offset = (builder.constant(value) for value in (GAIN, np.ones(8, np.float32)))
+    weight = builder.constant(np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32))
+    tensor = "images"
+    for _ in range(2):
+        normed = builder.add("LayerNormalization", tensor, gain, offset, axis=-1)
+        tensor = builder.add("MatMul", normed, weight)
+    graph = builder.graph(tensor)
+    smoothed, folded = smooth(graph, frames(), alpha=0.5)
+    assert folded == 2
+    np.testing.assert_allclose(
+        values_of(smoothed, "output"), values_of(graph, "output"), rtol=1e-3, atol=1e-3
+    )
+
+
 def test_norm_that_something_else_reads_is_not_folded() -> None:
     builder = GraphBuilder(SHAPE)
     normed = whole_norm(builder)
