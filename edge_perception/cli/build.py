@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edge_perception.backends.engine_store import StoredEngine
+    from edge_perception.backends.engine_store import EngineStore, StoredEngine
     from edge_perception.core.engine import Gpu
+    from edge_perception.core.manifest import Manifest
 
 
 def add_parser(commands: Any) -> None:
@@ -32,13 +33,8 @@ def add_parser(commands: Any) -> None:
         default="",
         help="build for such a GPU on any machine, also one without (tensorrt_rtx only)",
     )
-    parser.add_argument("--workspace-mib", type=int, default=1024, help="scratch memory a layer")
     parser.add_argument(
-        "--tactic-sources",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="members of TensorRT's TacticSource; its own choice by default",
+        "--measure", action="store_true", help="time the engine on this GPU, for its record"
     )
     parser.add_argument("--force", action="store_true", help="build even if there is an engine")
     parser.set_defaults(run=run)
@@ -59,17 +55,42 @@ def run(options: argparse.Namespace) -> int:
         precision=options.precision,
         policy="always" if options.force else "if_missing",
         store=options.store,
-        options=BuildOptions(
-            workspace_mib=options.workspace_mib,
-            tactic_sources=tuple(options.tactic_sources),
-            target=options.compute_capability,
-        ),
+        options=BuildOptions(target=options.compute_capability),
     )
     gpu = _gpu(options)
     with console.status(f"building {manifest.name}") as status:
         engine = obtain_engine(options.manifest, manifest, model, request, gpu, status.update)
+        if options.measure:
+            status.update("measuring")
+            _measure(options, manifest, model, engine, request.open_store())
     _tell(engine, request.open_store().folder)
     return 0
+
+
+def _measure(
+    options: argparse.Namespace,
+    manifest: Manifest,
+    model: Path,
+    engine: StoredEngine,
+    store: EngineStore,
+) -> None:
+    """Note an engine's latency in its record, and print it."""
+    from edge_perception.detection.runtimes import RuntimeChoice, measure_latency, open_backend
+
+    choice = RuntimeChoice(
+        backend=options.backend,
+        device=options.device,
+        build="never",
+        precision=engine.record.spec.precision,
+        store=store.folder,
+    )
+    backend = open_backend(options.manifest, manifest, model, choice)
+    try:
+        figures = measure_latency(backend)
+    finally:
+        backend.close()
+    store.note_measured(engine.record.spec, figures)
+    print(", ".join(f"{name} {value}" for name, value in figures.items()))
 
 
 def _gpu(options: argparse.Namespace) -> Gpu:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from edge_perception.backends.base import Backend
 from edge_perception.backends.build import BuildOptions
@@ -85,6 +88,18 @@ def open_backend(
     except BaseException:
         workspace.close()
         raise
+
+
+def measure_latency(backend: Backend, runs: int = 200) -> dict[str, float]:
+    """Time inference on zeros, arrays of the host in and out; return percentiles in ms."""
+    tensors = [np.zeros(spec.shape, spec.dtype) for spec in backend.inputs]
+    times_ms = []
+    for _ in range(runs + runs // 10):  # the first tenth warms up
+        started = time.perf_counter_ns()
+        backend.infer(tensors)
+        times_ms.append((time.perf_counter_ns() - started) / 1e6)
+    p50, p99 = np.percentile(times_ms[runs // 10 :], [50, 99])
+    return {"latency_p50_ms": round(float(p50), 4), "latency_p99_ms": round(float(p99), 4)}
 
 
 def local_gpu(device: int) -> Gpu:

@@ -11,6 +11,8 @@ import pytest
 from fake_tensorrt import FakeWorkspace, fake_tensorrt
 from tiny_models import write_detector
 
+from edge_perception.backends.engine_store import EngineStore
+from edge_perception.cli import main
 from edge_perception.core.image import ImageFormat
 from edge_perception.core.latency import SpanRecorder
 from edge_perception.detection import runtimes
@@ -129,6 +131,33 @@ def test_float_model_is_not_run_in_int8(tmp_path: Path, workspaces: list[Rtx3090
 def test_unknown_choice_is_told(changes: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="expected one of"):
         RuntimeChoice(**changes)  # type: ignore[arg-type]
+
+
+def test_command_builds_and_measures_what_the_node_then_finds(
+    tmp_path: Path, workspaces: list[Rtx3090Workspace], capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest, store = write_detector(tmp_path), tmp_path / "engines"
+    assert main(["build", str(manifest), "--store", str(store), "--measure"]) == 0
+    told = capsys.readouterr().out
+    assert "tiny_yolov8: float16, tensorrt 10.3.0, compute capability 8.6" in told
+    (record,) = EngineStore(store).records()
+    assert record.spec.gpu_name == "NVIDIA GeForce RTX 3090"
+    assert 0 < record.measured["latency_p50_ms"] <= record.measured["latency_p99_ms"]
+    open_detector_by(manifest, choice(tmp_path, build="never")).close()
+    assert main(["build", str(manifest), "--store", str(store)]) == 0
+    assert next(EngineStore(store).records()) == record
+    assert main(["build", str(manifest), "--store", str(store), "--force"]) == 0
+    assert next(EngineStore(store).records()).built_at > record.built_at
+
+
+def test_command_tells_a_refusal_in_one_line(
+    tmp_path: Path, workspaces: list[Rtx3090Workspace], capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = str(write_detector(tmp_path))
+    assert main(["build", manifest, "--precision", "int8"]) == 2
+    assert "no Q/DQ nodes" in capsys.readouterr().err
+    assert main(["build", manifest, "--compute-capability", "8.7"]) == 2
+    assert "cannot build for compute capability 8.7 here" in capsys.readouterr().err
 
 
 # The engine behind the protocol.
