@@ -29,6 +29,8 @@ _CONVERTIBLE_FROM = 7
 _QUANTISED_OPS = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"}
 )
+# What multiplies and accumulates.
+ARITHMETIC_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # Joins MatMul and Add of three-dimensional inputs by way of two reshapes; TensorRT fuses them as
 # they are.
 _UNWANTED_PASSES = ["MatMulAddFusion"]
@@ -83,7 +85,9 @@ def load_float_graph(path: Path) -> FloatGraph:
     _refuse_dynamic_shapes(model.graph.input, path)
     ready = prepare(_with_channel_opset(model, path))
     _refuse_dynamic_shapes(ready.graph.output, path)
-    return FloatGraph(ready)
+    graph = FloatGraph(ready)
+    _refuse_unknown_shapes(graph, path)
+    return graph
 
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -155,6 +159,18 @@ def _refuse_dynamic_shapes(values: Iterable[onnx.ValueInfoProto], path: Path) ->
             )
 
 
+def _refuse_unknown_shapes(graph: FloatGraph, path: Path) -> None:
+    for node in graph.nodes:
+        tensors = (*node.input[:2], node.output[0])
+        if node.op_type in ARITHMETIC_OPS and not all(_is_known(graph.shape(t)) for t in tensors):
+            raise QuantizationError(
+                f"shapes around {node.name!r} of {str(path)!r} cannot be inferred",
+                expected="shapes that follow from the input's",
+                got={name: graph.shape(name) for name in tensors},
+                mend="Export with static shapes, or simplify the model first.",
+            )
+
+
 def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
     """Let ONNX Runtime fold what does not depend on the input; its basic passes keep the opset."""
     options = onnxruntime.SessionOptions()
@@ -172,6 +188,10 @@ def _fold(model: onnx.ModelProto) -> onnx.ModelProto:
         except Exception as error:  # onnxruntime raises its own classes straight from Exception
             raise QuantizationError(f"ONNX Runtime cannot load the model: {error}") from error
         return onnx.load(options.optimized_model_filepath)
+
+
+def _is_known(shape: tuple[int, ...]) -> bool:
+    return bool(shape) and all(shape)
 
 
 def _sides(value: onnx.ValueInfoProto) -> tuple[int, ...]:

@@ -145,9 +145,12 @@ def quantize_detector(
     """
     manifest_path = find_manifest(model)
     manifest, onnx_path = load_manifest(manifest_path)
-    if manifest.precision == "int8":
+    if manifest.precision != "float32":
         raise QuantizationError(
-            f"manifest {manifest.name!r} names an INT8 model", expected="a float model's manifest"
+            f"manifest {manifest.name!r} names no float32 model",
+            expected="precision float32",
+            got=manifest.precision,
+            mend="Start from the float32 export.",
         )
     out = out or onnx_path.with_suffix(".int8.onnx")
     tick = progress("looking at frames", 0)

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from edge_perception.quantization.int8.graph import FloatGraph
+from edge_perception.quantization.int8.graph import ARITHMETIC_OPS, FloatGraph
 
 # Ops whose output has the values of their first input, moved, chosen or (resize) mixed.
 MOVING_OPS = frozenset(
@@ -90,7 +90,7 @@ def place(graph: FloatGraph, layers: Collection[Layer]) -> Placement:
 
 
 def _as_layer(graph: FloatGraph, node: onnx.NodeProto) -> Layer | None:
-    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+    if node.op_type not in ARITHMETIC_OPS:
         return None
     data, weight = node.input[:2]
     if not graph.is_activation(data) or weight not in graph.constants:

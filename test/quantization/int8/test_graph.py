@@ -53,6 +53,15 @@ def unloadable() -> onnx.ModelProto:
     return model
 
 
+def of_unknown_length() -> onnx.ModelProto:
+    """As many rows as the picture has bright pixels, and a product of them."""
+    builder = GraphBuilder((8, 8))
+    rows = builder.add("Transpose", builder.add("NonZero", "images"), perm=[1, 0])
+    numbers = builder.add("Cast", rows, to=TensorProto.FLOAT)
+    product = builder.add("MatMul", numbers, builder.constant(np.ones((2, 3), np.float32)))
+    return builder.model(builder.add("ReduceSum", product))
+
+
 @pytest.mark.parametrize(
     ("model", "problem"),
     [
@@ -60,6 +69,7 @@ def unloadable() -> onnx.ModelProto:
         pytest.param(dynamic, r"'images'.*dynamic shape.*\['batch', 3", id="dynamic batch"),
         pytest.param(lambda: with_opset(99), "unsupported opset.*got 99", id="too new"),
         pytest.param(lambda: with_opset(3), "unsupported opset.*got 3", id="too old"),
+        pytest.param(of_unknown_length, "shapes around 'matmul3'.*cannot be inferred", id="length"),
         pytest.param(unloadable, "ONNX Runtime cannot load", id="unknown operator"),
     ],
 )

@@ -229,7 +229,7 @@ def test_report_is_what_evaluate_takes_for_its_sensitivity(
 
 def test_int8_model_is_not_quantised_again(conv_detector: Path, frames: Frames) -> None:
     outcome = quantize_detector(conv_detector, frames, ALL)
-    with pytest.raises(QuantizationError, match=r"names an INT8 model.*float model's manifest"):
+    with pytest.raises(QuantizationError, match=r"names no float32 model.*got 'int8'"):
         quantize_detector(outcome.manifest, frames, ALL)
 
 
