@@ -1,7 +1,7 @@
 """Runs the decoder's CUDA kernels on the CPU, warps in step, so that they are tested everywhere.
 
-Each thread of a block is a thread of the system; barriers, shuffles and tensor-core products are
-places where the threads of a block or a warp meet. ``ptx.cuh`` is replaced by the same functions
+Each thread of a block is a context of its own, all in one thread of the system; barriers, shuffles
+and tensor-core products are places where it waits for the others of its block or warp. ``ptx.cuh`` is replaced by the same functions
 in C++. Slow, and exact in what it checks: indices, layouts, order of sums. What it cannot show is
 what an instruction of the GPU really does, and speed.
 """
@@ -9,22 +9,25 @@ what an instruction of the GPU really does, and speed.
 from __future__ import annotations
 
 import ctypes
+import re
 import shutil
 import subprocess
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 KERNELS = resources.files("edge_perception.vlm") / "kernels"
 
 _PROLOGUE = r"""
-#include <barrier>
 #include <cassert>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <thread>
+#include <functional>
+#include <ucontext.h>
+#include <utility>
 #include <vector>
 #define __device__
 #define __global__
@@ -37,19 +40,37 @@ typedef unsigned short half_bits;
 typedef unsigned char uint8;
 struct alignas(16) Bytes16 { unsigned word[4]; };
 struct Dim { int x, y, z; };
-static thread_local Dim threadIdx, blockIdx;
-static Dim blockDim, gridDim;
+static Dim threadIdx, blockIdx, blockDim, gridDim;
 
+constexpr int kStack = 1 << 16, kMost = 1024;
+struct Fiber { ucontext_t context; bool done; };
+static Fiber fibers[kMost];
+static std::vector<char> stacks(kMost * (size_t)kStack);
+static ucontext_t scheduler;
+static std::function<void()> entry;
+static void run_entry() {
+  entry();
+  fibers[threadIdx.x].done = true;
+}
+
+struct Meeting {  // where ``size`` threads wait for each other
+  int size, arrived = 0, times = 0;
+  void wait() {
+    const int now = times;
+    if (++arrived == size) { arrived = 0; ++times; return; }
+    while (times == now) swapcontext(&fibers[threadIdx.x].context, &scheduler);
+  }
+};
 struct Warp {
-  std::barrier<> meet{32};
+  Meeting meet{32};
   float value[32];
   unsigned a[32][4], b[32][2];
 };
 static Warp* warps;
-static std::barrier<>* block_meet;
+static Meeting* block_meet;
 static Warp& own_warp() { return warps[threadIdx.x / 32]; }
-static void __syncthreads() { block_meet->arrive_and_wait(); }
-static void __syncwarp() { own_warp().meet.arrive_and_wait(); }
+static void __syncthreads() { block_meet->wait(); }
+static void __syncwarp() { own_warp().meet.wait(); }
 
 static float to_float(half_bits bits) { _Float16 h; memcpy(&h, &bits, 2); return (float)h; }
 static half_bits to_half(float value) {
@@ -71,6 +92,7 @@ static Bytes16 load_once(const void* at) {
   assert((uintptr_t)at % 16 == 0);
   Bytes16 bytes; memcpy(&bytes, at, 16); return bytes;
 }
+static int atomicAdd(int* at, int more) { int old = *at; *at += more; return old; }
 static unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   uint64_t bytes = (uint64_t)y << 32 | x; unsigned result = 0;
   for (int i = 0; i < 4; ++i)
@@ -82,9 +104,9 @@ static float rsqrtf(float value) { return 1.0f / sqrtf(value); }
 static float __shfl_xor_sync(unsigned, float value, int distance) {
   Warp& warp = own_warp();
   warp.value[threadIdx.x % 32] = value;
-  warp.meet.arrive_and_wait();
+  warp.meet.wait();
   float other = warp.value[threadIdx.x % 32 ^ distance];
-  warp.meet.arrive_and_wait();
+  warp.meet.wait();
   return other;
 }
 static float sum_over_warp(float value) {
@@ -97,7 +119,7 @@ static void multiply_tiles(float (&d)[4], const unsigned (&a)[4], const unsigned
   const int lane = threadIdx.x % 32;
   memcpy(warp.a[lane], a, sizeof a);
   memcpy(warp.b[lane], b, sizeof b);
-  warp.meet.arrive_and_wait();
+  warp.meet.wait();
   for (int i = 0; i < 4; ++i) {
     const int row = lane / 4, column = lane % 4 * 2 + i % 2, lower = i / 2;
     float sum = d[i];
@@ -108,7 +130,7 @@ static void multiply_tiles(float (&d)[4], const unsigned (&a)[4], const unsigned
     }
     d[i] = sum;
   }
-  warp.meet.arrive_and_wait();
+  warp.meet.wait();
 }
 template <class F> static void launch(Dim grid, int threads, F kernel) {
   gridDim = grid; blockDim = {threads, 1, 1};
@@ -116,27 +138,89 @@ template <class F> static void launch(Dim grid, int threads, F kernel) {
   for (int y = 0; y < grid.y; ++y)
   for (int x = 0; x < grid.x; ++x) {
     std::vector<Warp> all(threads / 32);
-    std::barrier<> meet(threads);
-    warps = all.data(); block_meet = &meet;
-    std::vector<std::thread> running;
-    for (int i = 0; i < threads; ++i)
-      running.emplace_back([=] { threadIdx = {i, 0, 0}; blockIdx = {x, y, z}; kernel(); });
-    for (auto& thread : running) thread.join();
+    Meeting meet{threads};
+    warps = all.data(); block_meet = &meet; entry = kernel; blockIdx = {x, y, z};
+    for (int i = 0; i < threads; ++i) {
+      getcontext(&fibers[i].context);
+      fibers[i].done = false;
+      fibers[i].context.uc_stack = {stacks.data() + (size_t)i * kStack, 0, kStack};
+      fibers[i].context.uc_link = &scheduler;
+      makecontext(&fibers[i].context, run_entry, 0);
+    }
+    for (int left = threads; left;) {
+      left = 0;
+      for (int i = 0; i < threads; ++i) {
+        if (fibers[i].done) continue;
+        threadIdx = {i, 0, 0};
+        swapcontext(&scheduler, &fibers[i].context);
+        left += !fibers[i].done;
+      }
+    }
   }
 }
 """
 
 
-def compile_for_cpu(source_name: str, launchers: str, folder: Path) -> ctypes.CDLL:
-    """Build a source of ``vlm/kernels`` as a library whose C functions are ``launchers``."""
+_CALL = r"""
+template <class... P, size_t... I>
+static void call(void (*kernel)(P...), Dim grid, int threads, void** given,
+                 std::index_sequence<I...>) {
+  launch(grid, threads, [=] { kernel(*(P*)given[I]...); });
+}
+template <class... P>
+static void call(void (*kernel)(P...), Dim grid, int threads, void** given) {
+  call(kernel, grid, threads, given, std::index_sequence_for<P...>{});
+}
+"""
+_KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\)\s*)?(?!__)(\w+)\s*\(')
+
+
+class EmulatedLauncher:
+    """A ``Launcher`` that runs kernels on the CPU; each source is compiled once, in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._libraries: dict[str, ctypes.CDLL] = {}
+        self.launched: list[str] = []
+
+    def launch(
+        self, source: str, kernel: str, grid: Any, threads: int, shared_bytes: int, *arguments: Any
+    ) -> None:
+        assert shared_bytes <= 48 * 1024
+        self.launched.append(kernel)
+        given = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
+        getattr(self._library(source), f"emulate_{kernel}")(*grid, threads, given)
+
+    def _library(self, source: str) -> ctypes.CDLL:
+        if source not in self._libraries:
+            self._libraries[source] = _compile(source, self._folder)
+        return self._libraries[source]
+
+
+def _compile(source_name: str, folder: Path) -> ctypes.CDLL:
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed")
     source = (KERNELS / source_name).read_text()
+    names = [name for name in _KERNEL.findall(source) if "##" not in name]
+    names += _expanded_names(source)
+    shared = "half_bits normed[1 << 18];\n" if "extern __shared__" in source else ""
     source = source.replace("extern __shared__", "extern").replace("__shared__", "static")
+    calls = "".join(
+        f'extern "C" void emulate_{name}(int x, int y, int z, int threads, void** given) '
+        f"{{ call({name}, {{x, y, z}}, threads, given); }}\n"
+        for name in names
+    )
     file = folder / f"{source_name}.cpp"
-    file.write_text(_PROLOGUE + source + launchers)
+    file.write_text(_PROLOGUE + source + _CALL + shared + calls)
     library = folder / f"{source_name}.so"
-    command = [compiler, "-O2", "-std=c++20", "-shared", "-fPIC", "-ffp-contract=off", "-pthread"]
+    command = [compiler, "-O2", "-std=c++20", "-shared", "-fPIC", "-ffp-contract=off"]
     subprocess.run([*command, "-w", str(file), "-o", str(library)], check=True, timeout=120)
     return ctypes.CDLL(str(library))
+
+
+def _expanded_names(source: str) -> list[str]:
+    """Kernels that a macro of the source makes: ``LINEAR(4, true, w4)`` and the like."""
+    prefixes = re.findall(r"void __launch_bounds__\(\w+\) (\w+)_##name", source)
+    made = re.findall(r"^[A-Z]+\([^()]*, (\w+)\)", source, re.MULTILINE)
+    return [f"{prefix}_{name}" for prefix in prefixes for name in made]

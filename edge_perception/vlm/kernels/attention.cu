@@ -41,7 +41,7 @@ struct Cache {        // [kv_heads, capacity, head_dim]; scales [kv_heads, capac
 struct Rotation {
   const float* cosines;      // [positions, head_dim / 2]
   const float* sines;
-  const int* axis;           // [head_dim / 2], or null where positions have one axis
+  const long long* axis;       // [head_dim / 2], or null where positions have one axis
   const long long* positions;  // [axes, rows]
   const long long* first;      // slot of row 0
   const half_bits* query_norm;  // [head_dim], or null
@@ -112,7 +112,7 @@ write_cache(Heads heads, Rotation turn, Cache cache, const half_bits* qkv, half_
       const int channel = lane + 32 * i;
       if (channel >= channels) continue;
       const int pair = channel % half;
-      const int axis = turn.axis && heads.axes > 1 ? turn.axis[pair] : 0;
+      const long long axis = turn.axis && heads.axes > 1 ? turn.axis[pair] : 0;
       const long long angle = turn.positions[axis * heads.rows + row] * half + pair;
       const float other = channel < half ? -vector[channel + half] : vector[pair];
       v.at[i] = v.at[i] * turn.cosines[angle] + other * turn.sines[angle];

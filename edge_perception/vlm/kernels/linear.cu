@@ -110,26 +110,28 @@ __device__ __forceinline__ void add_tile(float (&sums)[4], const Raw<kBits> (&ra
     sums[i] += scaled ? to_float(group[i / 2].scale) * tile[i] : tile[i];
 }
 
-// RMSNorm of every row of x into ``normed``, rounded where the oracle rounds.
-__device__ __forceinline__ void norm_rows(const Inputs& in, int columns, half_bits* normed,
-                                          float* warp_sums) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  for (int row = 0; row < in.rows; ++row) {
-    const half_bits* x = in.x + (long long)row * columns;
-    float squares = 0.0f;
-    for (int k = threadIdx.x; k < columns; k += kThreads) squares += to_float(x[k]) * to_float(x[k]);
-    squares = sum_over_warp(squares);
-    if (lane == 0) warp_sums[warp] = squares;
-    __syncthreads();
-    float total = 0.0f;
-    for (int i = 0; i < kWarps; ++i) total += warp_sums[i];
-    const float factor = rsqrtf(total / columns + in.norm_eps);
-    for (int k = threadIdx.x; k < columns; k += kThreads) {
-      const half_bits normal = to_half(to_float(x[k]) * factor);
-      normed[row * columns + k] = to_half(to_float(normal) * to_float(in.norm[k]));
-    }
-    __syncthreads();
-  }
+// RMSNorm of one row into ``normed``, by a whole block, rounded where the oracle rounds.
+__device__ __forceinline__ void norm_row(const half_bits* x, const half_bits* weight, float eps,
+                                         int columns, half_bits* normed) {
+  __shared__ float warp_sums[kWarps];
+  float squares = 0.0f;
+  for (int k = threadIdx.x; k < columns; k += kThreads) squares += to_float(x[k]) * to_float(x[k]);
+  squares = sum_over_warp(squares);
+  if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = squares;
+  __syncthreads();
+  float total = 0.0f;
+  for (int i = 0; i < kWarps; ++i) total += warp_sums[i];
+  const float factor = rsqrtf(total / columns + eps);
+  for (int k = threadIdx.x; k < columns; k += kThreads)
+    normed[k] = to_half(to_float(to_half(to_float(x[k]) * factor)) * to_float(weight[k]));
+  __syncthreads();
+}
+
+// Grid: (rows). For rows too many or too wide to be normed in shared memory: the same bits.
+extern "C" __global__ void __launch_bounds__(kThreads)
+normalise(const half_bits* x, const half_bits* weight, float eps, int columns, half_bits* normed) {
+  const long long row = (long long)blockIdx.x * columns;
+  norm_row(x + row, weight, eps, columns, normed + row);
 }
 
 __device__ __forceinline__ float with_bias(const Matrix& w, int channel, float sum) {
@@ -141,13 +143,14 @@ __device__ __forceinline__ void multiply(const Matrix& w, const Inputs& in) {
   constexpr int kParts = kGateUp ? 2 : 1;     // gate rows lie before up rows
   constexpr int kAhead = 16 / kBits > kParts ? 16 / kBits / kParts : 1;  // tiles loaded together
   extern __shared__ __align__(16) half_bits normed[];
-  __shared__ float warp_sums[kWarps];
   __shared__ float shares[kWarps][kParts][kChannels][kRows];
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int row = lane / 4, own = lane % 4 * kLaneColumns;
   const int outputs = w.channels / kParts, first = blockIdx.x * kChannels;
-  if (in.norm) norm_rows(in, w.columns, normed, warp_sums);
+  for (int i = 0; in.norm && i < in.rows; ++i)
+    norm_row(in.x + (long long)i * w.columns, in.norm, in.norm_eps, w.columns,
+             normed + (long long)i * w.columns);
   const half_bits* x = in.norm ? normed : in.x;
 
   float sums[kParts][4] = {};

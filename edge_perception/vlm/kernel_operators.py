@@ -1,0 +1,254 @@
+"""The operators by the kernels of ``vlm/kernels``, for 1 to 8 rows in fp16.
+
+What the kernels do not take (more rows: a prefill's; bfloat16 scales; odd widths) goes to torch,
+and always the same way for the same weight, whatever the number of rows up to 8: rows keep their
+bits. How a kernel is launched is the launcher's: on a GPU it queues, in tests it runs the same
+sources on the CPU.
+"""
+
+from __future__ import annotations
+
+from ctypes import c_float, c_int, c_void_p
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from edge_perception.errors import DecodingError
+from edge_perception.vlm.kernel_arguments import (
+    Cache,
+    Heads,
+    Inputs,
+    Matrix,
+    Rotation,
+    Settings,
+    Table,
+    address,
+)
+from edge_perception.vlm.kv_cache import FloatKvLayer, Int8KvLayer, KvLayer
+from edge_perception.vlm.operators import SAME_ORDER_ROWS, HeadLayout, RotaryTable, Span
+from edge_perception.vlm.packed_linear import PackedWeight
+from edge_perception.vlm.sampling import Sampling
+from edge_perception.vlm.torch_operators import TorchOperators
+from edge_perception.vlm.weights import FloatWeight, LinearWeight
+
+Grid = tuple[int, int, int]
+
+_CHANNELS = 16  # of the result, a block of linear.cu
+_LINEAR_THREADS = 256
+_NORM_BYTES = 32 * 1024  # of normed rows in shared memory; beyond, they are normed by a launch
+_CHUNK = 256  # slots, a block of attention.cu
+_ATTEND_THREADS = 128
+_MAX_HEAD = 256
+_GROUPS = (1, 4, 8)  # query heads a key-value head, that attend_* are compiled for
+_SAMPLE_THREADS = 256
+_VALUES = 65536
+
+
+class Launcher(Protocol):
+    """Runs kernels of ``vlm/kernels`` on the device where their tensors are."""
+
+    def launch(
+        self, source: str, kernel: str, grid: Grid, threads: int, shared_bytes: int, *arguments: Any
+    ) -> None:
+        """Queue a kernel; ``arguments`` are ctypes values as its parameters are laid out."""
+
+
+class KernelOperators:
+    """``Operators`` by kernels; its workspaces serve one decoder at a time.
+
+    Activations must be fp16. Raises ``DecodingError`` for others.
+    """
+
+    def __init__(self, launcher: Launcher, device: torch.device | str) -> None:
+        self._launcher = launcher
+        self._device = torch.device(device)
+        self._torch = TorchOperators()
+        self._counts = torch.zeros(SAME_ORDER_ROWS, _VALUES, dtype=torch.int32, device=self._device)
+        self._choices = torch.zeros(SAME_ORDER_ROWS, 2, dtype=torch.int32, device=self._device)
+        self._settings = torch.zeros(24, dtype=torch.uint8, device=self._device)
+        self._sampling: Sampling | None = None
+
+    def embed(
+        self, token_ids: Tensor, table: FloatWeight | PackedWeight, dtype: torch.dtype
+    ) -> Tensor:
+        if dtype != torch.float16 or not _is_half(table):
+            return self._torch.embed(token_ids, table, dtype)
+        out = torch.empty(len(token_ids), table.in_features, dtype=dtype, device=self._device)
+        arguments = (Table.of(table), _pointer(token_ids), _pointer(out))
+        self._launcher.launch("embedding.cu", "embed", (len(token_ids), 1, 1), 256, 0, *arguments)
+        return out
+
+    def norm_linear(self, inputs: Tensor, norm: Tensor, eps: float, weight: LinearWeight) -> Tensor:
+        if not _is_taken(inputs, weight):
+            return self._torch.norm_linear(inputs, norm, eps, weight)
+        return self._multiply("linear", inputs, weight, norm=norm, eps=eps)
+
+    def norm_gate_up(
+        self, inputs: Tensor, norm: Tensor, eps: float, weight: LinearWeight
+    ) -> Tensor:
+        if not _is_taken(inputs, weight):
+            return self._torch.norm_gate_up(inputs, norm, eps, weight)
+        return self._multiply("gate_up", inputs, weight, norm=norm, eps=eps)
+
+    def linear_add(self, inputs: Tensor, weight: LinearWeight, residual: Tensor) -> Tensor:
+        if not _is_taken(inputs, weight):
+            return self._torch.linear_add(inputs, weight, residual)
+        return self._multiply("linear", inputs, weight, residual=residual)
+
+    def attend(
+        self,
+        qkv: Tensor,
+        layout: HeadLayout,
+        rotary: RotaryTable,
+        positions: Tensor,
+        cache: KvLayer,
+        span: Span,
+    ) -> Tensor:
+        group = layout.query_heads // layout.kv_heads
+        fits = layout.head_dim % 8 == 0 and layout.head_dim <= _MAX_HEAD and group <= _GROUPS[-1]
+        if not fits or span.rows > SAME_ORDER_ROWS or qkv.dtype != torch.float16:
+            return self._torch.attend(qkv, layout, rotary, positions, cache, span)
+        assert isinstance(cache, (FloatKvLayer, Int8KvLayer))
+        return self._attend(qkv.contiguous(), layout, rotary, positions.contiguous(), cache, span)
+
+    def sample(self, logits: Tensor, sampling: Sampling, slots: Tensor) -> Tensor:
+        rows, words = logits.shape
+        if logits.dtype != torch.float16 or rows > SAME_ORDER_ROWS:
+            return self._torch.sample(logits, sampling, slots)
+        self._set(sampling)
+        logits = logits.contiguous()
+        tokens = torch.empty(rows, dtype=torch.int64, device=self._device)
+        where, counts = _pointer(logits), _pointer(self._counts)
+        settings, choices = _pointer(self._settings), _pointer(self._choices)
+        blocks = min(64, -(-words // _SAMPLE_THREADS))
+        self._sampling_step("count_logits", (blocks, rows, 1), where, c_int(words), counts)
+        self._sampling_step("draw", (rows, 1, 1), counts, settings, _pointer(slots), choices)
+        self._sampling_step(
+            "find_word", (rows, 1, 1), where, c_int(words), choices, counts, _pointer(tokens)
+        )
+        return tokens
+
+    def _sampling_step(self, kernel: str, grid: Grid, *arguments: Any) -> None:
+        self._launcher.launch("sampling.cu", kernel, grid, _SAMPLE_THREADS, 0, *arguments)
+
+    def _set(self, sampling: Sampling) -> None:
+        """Put new settings into device memory; not inside a graph, where prefill came before."""
+        if sampling != self._sampling:
+            held = torch.frombuffer(bytearray(Settings.of(sampling)), dtype=torch.uint8)
+            self._settings.copy_(held)
+            self._sampling = sampling
+
+    def _multiply(
+        self,
+        what: str,
+        inputs: Tensor,
+        weight: LinearWeight,
+        *,
+        norm: Tensor | None = None,
+        eps: float = 0.0,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        assert isinstance(weight, (FloatWeight, PackedWeight))
+        inputs = inputs.contiguous()
+        order = weight.input_order if isinstance(weight, PackedWeight) else None
+        if norm is not None and (inputs.nbytes > _NORM_BYTES or order is not None):
+            inputs, norm = self._normalise(inputs, norm, eps), None
+        if order is not None:
+            inputs = inputs.index_select(1, order)
+        outputs = weight.out_features // (2 if what == "gate_up" else 1)
+        y = torch.empty(len(inputs), outputs, dtype=inputs.dtype, device=self._device)
+        described = Inputs(
+            address(inputs), address(norm), address(residual), address(y), eps, len(inputs)
+        )
+        grid = (-(-outputs // _CHANNELS), 1, 1)
+        shared = 0 if norm is None else inputs.nbytes
+        self._launcher.launch(
+            "linear.cu", f"{what}_{_kind(weight)}", grid, _LINEAR_THREADS, shared,
+            Matrix.of(weight), described,
+        )  # fmt: skip
+        return y
+
+    def _normalise(self, inputs: Tensor, norm: Tensor, eps: float) -> Tensor:
+        normed = torch.empty_like(inputs)
+        rows, columns = inputs.shape
+        self._launcher.launch(
+            "linear.cu", "normalise", (rows, 1, 1), _LINEAR_THREADS, 0,
+            _pointer(inputs), _pointer(norm), c_float(eps), c_int(columns), _pointer(normed),
+        )  # fmt: skip
+        return normed
+
+    def _attend(
+        self,
+        qkv: Tensor,
+        layout: HeadLayout,
+        rotary: RotaryTable,
+        positions: Tensor,
+        cache: FloatKvLayer | Int8KvLayer,
+        span: Span,
+    ) -> Tensor:
+        capacity, rows = cache.keys.shape[1], span.rows
+        chunks = -(-min(span.bound, capacity) // _CHUNK)
+        heads, held = Heads.of(layout, capacity, positions), Cache.of(cache)
+        turn = Rotation.of(rotary, positions, span.first, layout)
+        width = (rows, layout.query_heads * layout.head_dim)
+        queries = torch.empty(width, dtype=qkv.dtype, device=self._device)
+        out = torch.empty_like(queries)
+        parts = torch.empty(
+            rows * layout.query_heads * chunks * (layout.head_dim + 2), device=self._device
+        )
+        all_heads = layout.query_heads + 2 * layout.kv_heads
+        self._launcher.launch(
+            "attention.cu", "write_cache", (all_heads, rows, 1), 32, 0,
+            heads, turn, held, _pointer(qkv), _pointer(queries),
+        )  # fmt: skip
+        self._launcher.launch(
+            "attention.cu", _attend_kernel(layout, cache), (layout.kv_heads, chunks, rows),
+            _ATTEND_THREADS, 0, heads, _pointer(span.first), held, _pointer(queries),
+            _pointer(parts),
+        )  # fmt: skip
+        self._launcher.launch(
+            "attention.cu", "combine", (layout.query_heads, rows, 1), _MAX_HEAD, 0,
+            heads, _pointer(parts), c_int(chunks), _pointer(out),
+        )  # fmt: skip
+        return out
+
+
+def _pointer(tensor: Tensor) -> c_void_p:
+    return c_void_p(address(tensor))
+
+
+def _kind(weight: FloatWeight | PackedWeight) -> str:
+    if isinstance(weight, FloatWeight):
+        return "f16"
+    return f"w{weight.bits}" + ("" if weight.group_size % 128 == 0 else "_small")
+
+
+def _attend_kernel(layout: HeadLayout, cache: FloatKvLayer | Int8KvLayer) -> str:
+    group = layout.query_heads // layout.kv_heads
+    compiled = next(size for size in _GROUPS if group <= size)
+    return f"attend_{'i8' if isinstance(cache, Int8KvLayer) else 'f16'}_{compiled}"
+
+
+def _is_half(weight: LinearWeight) -> bool:
+    """Whether a weight is of the types that the kernels read."""
+    if isinstance(weight, FloatWeight):
+        held = [weight.values, weight.bias]
+    elif isinstance(weight, PackedWeight):
+        held = [weight.scales, weight.bias]
+    else:
+        return False
+    return all(tensor is None or tensor.dtype == torch.float16 for tensor in held)
+
+
+def _is_taken(inputs: Tensor, weight: LinearWeight) -> bool:
+    """Whether linear.cu takes this product; of the rows, only whether they are more than 8."""
+    if inputs.dtype != torch.float16:
+        raise DecodingError(
+            "activations of another type than the kernels compute in",
+            expected="float16",
+            got=inputs.dtype,
+            mend="Load the model with dtype=torch.float16.",
+        )
+    few = inputs.shape[0] <= SAME_ORDER_ROWS
+    return few and _is_half(weight) and weight.in_features % 32 == 0
