@@ -58,6 +58,7 @@ FOR_PYTHON_39 = [
     path
     for path in SOURCES
     if path.parent.name == "core"
+    or path.name == "errors.py"
     or (path.parent.name == "backends" and path.stem in {"tensorrt", "build", "engine_store"})
 ]
 HEAVY = ["cv2", "matplotlib", "moderngl", "rclpy", "tensorrt", "torch", "transformers"]
@@ -145,6 +146,14 @@ def test_importing_packages_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize("path", FOR_PYTHON_39, ids=show)
 def test_module_for_the_tensorrt_8_bundle_is_python_39(path: Path) -> None:
     ast.parse(path.read_text(), feature_version=(3, 9))
+
+
+@pytest.mark.parametrize("path", FOR_PYTHON_39, ids=show)
+def test_module_for_the_tensorrt_8_bundle_needs_only_what_is_there(path: Path) -> None:
+    there = {show(other)[:-3].replace("/", ".") for other in FOR_PYTHON_39}
+    for module in imported_modules(path):
+        known = sys.stdlib_module_names | {"numpy"}
+        assert module in there or module.split(".")[0] in known, module
 
 
 def test_rules_would_catch_an_import_from_above(tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def obtain_engine(
 
     Raises:
         EngineError: refused, with the reason and the command that mends it; or the build failed.
+        ManifestError: the model's tensors are not those that the manifest promises.
     """
     trt = IMPORTERS[request.runtime]()
     options = request.options_for(manifest)
@@ -114,7 +115,7 @@ def obtain_engine(
             on_progress("converting the graph to FP16")
             onnx_bytes = to_half(onnx_bytes)
         built = build_plan(trt, onnx_bytes, options, timing_cache, on_progress)
-        _check_tensors(manifest, built)
+        manifest.check_tensors(built.inputs, built.outputs)
         return built
 
     return request.open_store().obtain(
@@ -162,19 +163,6 @@ def _read_model(model: Path) -> bytes:
         return model.read_bytes()
     except OSError as error:
         raise EngineError(f"cannot load {str(model)!r}: {error}") from error
-
-
-def _check_tensors(manifest: Manifest, built: BuiltPlan) -> None:
-    """Refuse a model whose tensors are not those that its manifest promises."""
-    for side in ("inputs", "outputs"):
-        promised, found = getattr(manifest, side), getattr(built, side)
-        if promised != found:
-            raise EngineError(
-                f"manifest {manifest.name!r} and its model disagree on {side}",
-                expected=str(promised),
-                got=found,
-                mend="Export the model again together with its manifest.",
-            )
 
 
 def _calibration_hash(manifest: Manifest) -> str:

@@ -138,6 +138,20 @@ class Manifest:
                 got=self.inputs[0].shape,
             )
 
+    def check_tensors(
+        self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    ) -> None:
+        """Raise ``ManifestError`` unless these, a loaded model's, are the tensors promised."""
+        for side, found in (("inputs", inputs), ("outputs", outputs)):
+            promised = getattr(self, side)
+            if promised != found:
+                raise ManifestError(
+                    f"manifest {self.name!r} and its model disagree on {side}",
+                    expected=f"{promised}",
+                    got=found,
+                    mend="Export the model again together with its manifest.",
+                )
+
 
 def parse_manifest(mapping: object) -> Manifest:
     """Turn the mapping read from a manifest file into a ``Manifest``.

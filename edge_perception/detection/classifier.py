@@ -13,7 +13,7 @@ from edge_perception.core.image import ImageFormat, UInt8Array
 from edge_perception.core.latency import SpanRecorder
 from edge_perception.core.manifest import Manifest
 from edge_perception.detection.decoders import softmax
-from edge_perception.detection.detector import DetectionSettings, Detector, check_tensors
+from edge_perception.detection.detector import DetectionSettings, Detector
 from edge_perception.errors import ManifestError
 from edge_perception.gpu.preprocess import Preprocessor
 
@@ -27,7 +27,7 @@ class Classifier:
         Raises:
             ManifestError: names, shapes or dtypes of tensors differ, or the head does not fit.
         """
-        check_tensors(manifest, backend)
+        manifest.check_tensors(backend.inputs, backend.outputs)
         check_classifier(manifest)
         self.manifest = manifest
         self.backend = backend

@@ -28,7 +28,6 @@ from edge_perception.detection.decoders import (
     check_head,
 )
 from edge_perception.detection.runtimes import RuntimeChoice, open_backend
-from edge_perception.errors import ManifestError
 from edge_perception.gpu.preprocess import Preprocessor
 
 # More candidates than this are junk of a threshold near 0; suppression is quadratic in them.
@@ -60,7 +59,7 @@ class Detector:
         Raises:
             ManifestError: names, shapes or dtypes of tensors differ, or the head does not fit.
         """
-        check_tensors(manifest, backend)
+        manifest.check_tensors(backend.inputs, backend.outputs)
         check_head(manifest)
         self.manifest = manifest
         self.backend = backend
@@ -140,19 +139,6 @@ def _sound(found: Candidates, class_count: int) -> npt.NDArray[np.bool_]:
     known = (found.class_ids >= 0) & (found.class_ids < class_count)
     sound: npt.NDArray[np.bool_] = finite & ordered & known
     return sound
-
-
-def check_tensors(manifest: Manifest, backend: Backend) -> None:
-    """Raise ``ManifestError`` unless a manifest's tensors are those of the model it names."""
-    for side in ("inputs", "outputs"):
-        promised, found = getattr(manifest, side), getattr(backend, side)
-        if promised != found:
-            raise ManifestError(
-                f"manifest {manifest.name!r} and its model disagree on {side}",
-                expected=f"{promised}",
-                got=found,
-                mend="Export the model again together with its manifest.",
-            )
 
 
 def open_detector(manifest_path: Path, threads: int = 0) -> Detector:

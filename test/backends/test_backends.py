@@ -26,7 +26,7 @@ from edge_perception.core.engine import Gpu
 from edge_perception.core.manifest import Manifest, TensorSpec, parse_manifest
 from edge_perception.detection.device_backend import DeviceBackend
 from edge_perception.detection.runtimes import RuntimeChoice, open_backend
-from edge_perception.errors import EngineError
+from edge_perception.errors import EdgePerceptionError, EngineError
 
 OpenBackend = Callable[[Path], Backend]  # from an ONNX file to a loaded backend
 BACKENDS = [
@@ -170,7 +170,7 @@ def test_model_that_no_detector_has_is_told(
     told: str,
 ) -> None:
     save_identity(tmp_path / "model.onnx", shape, dtype)
-    with pytest.raises(EngineError, match=told):
+    with pytest.raises(EdgePerceptionError, match=told):
         open_backend(tmp_path / "model.onnx")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
 from collections.abc import Callable
@@ -80,6 +81,12 @@ def run(command: str, models: Path, *more: str) -> None:
 def build_all(models: Path) -> None:
     for job in tensorrt_h100.find_jobs(models):
         run("build-one", models, "--only", job.model, job.precision)
+
+
+@pytest.mark.parametrize("name", ["cudart", "tensorrt_h100"])
+def test_what_the_bundle_runs_is_python_39(name: str) -> None:
+    path = Path(tensorrt_h100.__file__).with_name(f"{name}.py")
+    ast.parse(path.read_text(), feature_version=(3, 9))
 
 
 def test_dry_run_prints_every_engine_and_touches_nothing(

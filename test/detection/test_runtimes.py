@@ -19,7 +19,7 @@ from edge_perception.detection import runtimes
 from edge_perception.detection.detector import DetectionSettings, Detector, open_detector_by
 from edge_perception.detection.device_backend import DeviceBackend
 from edge_perception.detection.runtimes import RuntimeChoice
-from edge_perception.errors import ConfigError, EngineError
+from edge_perception.errors import ConfigError, EngineError, ManifestError
 
 GREY = ImageFormat.packed("rgb8", 64, 64)
 
@@ -117,7 +117,7 @@ def test_manifest_that_promises_other_tensors_is_refused_before_anything_is_stor
     tmp_path: Path, workspaces: list[Rtx3090Workspace]
 ) -> None:
     manifest = write_detector(tmp_path, outputs=[{"name": "output", "shape": [1, 7, 63]}])
-    with pytest.raises(EngineError, match="disagree on outputs"):
+    with pytest.raises(ManifestError, match="disagree on outputs"):
         open_detector_by(manifest, choice(tmp_path))
     assert list((tmp_path / "engines").glob("*.plan")) == []
 
