@@ -13,7 +13,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-WORLD_VERSION = 1
+WORLD_VERSION = 2
 """Raised whenever the same seed would give another picture or another annotation."""
 
 CLASS_NAMES: tuple[str, ...] = (

@@ -22,7 +22,7 @@ from training.detector.evaluate import (
 from training.detector.export import export_onnx, manifest_of
 from training.detector.model import ModelConfig, NanoDetector
 from training.detector.schedule import Budget, phase_at
-from training.detector.train import Recipe, train
+from training.detector.train import Recipe, Trainer, train
 
 
 def perfect_records(truth: dict) -> list[dict]:
@@ -166,6 +166,29 @@ def test_a_short_run_lowers_the_loss_and_writes_its_files(tmp_path, toy_config, 
     losses = [line["box"] + line["objectness"] for line in lines if line["event"] == "progress"]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     assert load_checkpoint(tmp_path / "ema.safetensors").config == toy_config
+
+
+def test_fine_tuning_starts_from_its_checkpoint_and_leaves_what_is_frozen(
+    tmp_path, toy_config, toy_store
+):
+    torch.manual_seed(5)
+    start = NanoDetector(toy_config)
+    save_checkpoint(tmp_path / "start.safetensors", start.state_dict(), toy_config)
+    recipe = Recipe(steps=3, batch=4, rate=1e-3, freeze=2, compile=False, evaluate_every_s=1e9)
+    init = tmp_path / "start.safetensors"
+    tuned = train(toy_config, recipe, toy_store, None, tmp_path / "out", init).state_dict()
+    frozen = ("backbone.stem.", "backbone.stages.0.")
+    for name, value in start.state_dict().items():
+        if name.startswith(frozen):
+            assert torch.equal(tuned[name], value), name
+    assert any(not torch.equal(tuned[n], v) for n, v in start.state_dict().items())
+
+
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path, toy_config, toy_store):
+    other = replace(toy_config, class_names=("disc", "ring"))
+    save_checkpoint(tmp_path / "o.safetensors", NanoDetector(other).state_dict(), other)
+    with pytest.raises(ValueError, match="expected a checkpoint of"):
+        Trainer(toy_config, Recipe(compile=False), toy_store, tmp_path / "o.safetensors")
 
 
 @pytest.mark.slow

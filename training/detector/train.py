@@ -2,6 +2,9 @@
 
     python -m training.detector.train --train FOLDER... --val FOLDER --out FOLDER --minutes 10
 
+``--init WEIGHTS`` goes on from a checkpoint instead: fine-tuning on new frames, which takes a
+lower ``--rate`` and, where nothing but shapes is new, ``--freeze 2``.
+
 The whole training set lies on the GPU, augmentation and assignment run there in batch, and no
 step waits for the host. ``out`` receives ``ema.safetensors`` (the averaged weights, written
 anew every minute) and ``log.jsonl`` (one line a minute, and one an evaluation).
@@ -21,7 +24,7 @@ from torch import Tensor
 
 from training.detector.augment import augmented_batch
 from training.detector.average import WeightAverage
-from training.detector.checkpoint import save_checkpoint
+from training.detector.checkpoint import load_checkpoint, save_checkpoint
 from training.detector.dataset import FrameStore, load_frames
 from training.detector.evaluate import evaluate, torch_predictor
 from training.detector.loss import Loss, detection_loss
@@ -36,7 +39,11 @@ _CLIP_NORM = 10.0
 
 @dataclass(frozen=True)
 class Recipe:
-    """The knobs of a run; ``steps`` replaces ``minutes`` where a run must be repeatable."""
+    """The knobs of a run; ``steps`` replaces ``minutes`` where a run must be repeatable.
+
+    ``freeze`` is the number of backbone levels, the stem first, that keep their weights and
+    statistics: the finest maps cost most, and know edges and colours only.
+    """
 
     minutes: float = 10.0
     steps: int | None = None
@@ -44,6 +51,7 @@ class Recipe:
     rate: float = 2e-3
     weight_decay: float = 0.05
     mosaic: float = 0.5
+    freeze: int = 0
     seed: int = 0
     compile: bool = True
     log_every_s: float = 60.0
@@ -53,13 +61,17 @@ class Recipe:
 class Trainer:
     """One training run over a store of frames."""
 
-    def __init__(self, config: ModelConfig, recipe: Recipe, store: FrameStore) -> None:
+    def __init__(
+        self, config: ModelConfig, recipe: Recipe, store: FrameStore, init: Path | None = None
+    ) -> None:
         torch.manual_seed(recipe.seed)
         torch.set_float32_matmul_precision("high")
         self.recipe, self.store, self.device = recipe, store, store.images.device
-        model = NanoDetector(config).to(self.device)
-        self.model = model.to(memory_format=torch.channels_last)
-        self.average = WeightAverage(self.model)
+        model = (_initial_model(config, init) if init else NanoDetector(config)).to(self.device)
+        self.model = model.to(memory_format=torch.channels_last).train()
+        freeze_backbone(self.model, recipe.freeze)
+        # What starts from trained weights need not forget them as what starts from noise must.
+        self.average = WeightAverage(self.model, **({"decay": 0.995, "ramp": 50.0} if init else {}))
         self._cells = grid_cells(*store.size).to(self.device)
         self._optimizer = _optimizer(self.model, recipe, self.device)
         self._frames = _frame_indices(len(store), recipe.batch, self.device)
@@ -106,10 +118,25 @@ class Trainer:
         _synchronize(self.device)
 
 
+def _initial_model(config: ModelConfig, weights: Path) -> NanoDetector:
+    """The checkpoint's model, which must be of ``config``."""
+    model = load_checkpoint(weights)
+    if model.config != config:
+        raise ValueError(f"expected a checkpoint of {config!r}, got {model.config!r} in {weights}")
+    return model
+
+
+def freeze_backbone(model: NanoDetector, levels: int) -> None:
+    """Hold weights and statistics of the backbone's first ``levels``, the stem and then stages."""
+    for level in (model.backbone.stem, *model.backbone.stages)[:levels]:
+        level.requires_grad_(False).eval()
+
+
 def _optimizer(model: NanoDetector, recipe: Recipe, device: torch.device) -> torch.optim.AdamW:
     """AdamW without decay on biases and normalisation."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in learnt if p.ndim > 1]
+    vectors = [p for p in learnt if p.ndim <= 1]
     groups: list[dict[str, Any]] = [
         {"params": matrices, "weight_decay": recipe.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
@@ -148,12 +175,17 @@ class RunLog:
 
 
 def train(
-    config: ModelConfig, recipe: Recipe, store: FrameStore, validation: Path | None, out: Path
+    config: ModelConfig,
+    recipe: Recipe,
+    store: FrameStore,
+    validation: Path | None,
+    out: Path,
+    init: Path | None = None,
 ) -> NanoDetector:
-    """Run ``recipe`` and return the averaged model, which also lies in ``out``."""
+    """Run ``recipe``, from ``init`` if given; return the averaged model that lies in ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     log = RunLog(out / "log.jsonl")
-    trainer = _ready_trainer(config, recipe, store, log)
+    trainer = _ready_trainer(config, recipe, store, log, init)
     check = _Checkpoints(trainer, validation, out, log)
     budget = Budget(recipe.minutes, recipe.steps)
     step, logged, evaluated = 0, 0.0, 0.0
@@ -179,11 +211,13 @@ def _throttle(device: torch.device, step: int) -> None:
         _synchronize(device)
 
 
-def _ready_trainer(config: ModelConfig, recipe: Recipe, store: FrameStore, log: RunLog) -> Trainer:
+def _ready_trainer(
+    config: ModelConfig, recipe: Recipe, store: FrameStore, log: RunLog, init: Path | None
+) -> Trainer:
     """A warm trainer, compiled if that works; a failure costs speed, not the run."""
     if recipe.compile:
         began = time.monotonic()
-        trainer = Trainer(config, recipe, store)
+        trainer = Trainer(config, recipe, store, init)
         trainer.compile()
         try:
             trainer.warm_up()
@@ -192,7 +226,7 @@ def _ready_trainer(config: ModelConfig, recipe: Recipe, store: FrameStore, log: 
         else:
             log.write("compiled", seconds=round(time.monotonic() - began, 1))
             return trainer
-    trainer = Trainer(config, recipe, store)
+    trainer = Trainer(config, recipe, store, init)
     trainer.warm_up()
     return trainer
 
@@ -235,6 +269,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=Recipe.minutes)
     parser.add_argument("--batch", type=int, default=Recipe.batch)
     parser.add_argument("--rate", type=float, default=Recipe.rate)
+    parser.add_argument("--mosaic", type=float, default=Recipe.mosaic, help="share of mosaics")
+    parser.add_argument("--init", type=Path, help="go on from this checkpoint")
+    parser.add_argument("--freeze", type=int, default=0, help="backbone levels to hold, of 5")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--no-compile", action="store_true")
     args = parser.parse_args()
@@ -246,10 +283,12 @@ def main() -> None:
         minutes=args.minutes,
         batch=args.batch,
         rate=args.rate,
+        mosaic=args.mosaic,
+        freeze=args.freeze,
         seed=args.seed,
         compile=not args.no_compile,
     )
-    train(config, recipe, store, args.val, args.out)
+    train(config, recipe, store, args.val, args.out, args.init)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ from functools import lru_cache
 import numpy as np
 from numpy.random import Generator
 
-from edge_perception.world.families import clutter, floor, tabletop
+from edge_perception.world.families import clutter, floor, plants, robots, tabletop
 from edge_perception.world.mesh import Mesh, box
 from edge_perception.world.spec import Split
 
 Family = Callable[[Generator], Mesh]
 
-_T, _F, _C = tabletop, floor, clutter
+_T, _F, _P, _R, _C = tabletop, floor, plants, robots, clutter
 
 FAMILIES: dict[Split, dict[str, tuple[Family, ...]]] = {
     Split.TRAIN: {
@@ -28,11 +28,51 @@ FAMILIES: dict[Split, dict[str, tuple[Family, ...]]] = {
         "box": (_T.box_taped, _T.box_flaps, _T.box_printed),
         "ball": (_T.ball_plain, _T.ball_slices, _T.ball_banded),
         "cone": (_F.cone_square, _F.cone_round, _F.cone_heavy),
-        "chair": (_F.chair_slatted, _F.chair_office, _F.chair_shell),
-        "plant": (_F.plant_broadleaf, _F.plant_spiky, _F.plant_bush),
-        "person": (_F.person_standing, _F.person_walking, _F.person_carrying),
-        "pallet": (_F.pallet_euro, _F.pallet_stringer, _F.pallet_half),
-        "robot": (_F.robot_disc, _F.robot_amr, _F.robot_mast),
+        "chair": (
+            _F.chair_slatted,
+            _F.chair_office,
+            _F.chair_shell,
+            _F.chair_folding,
+            _F.chair_armchair,
+            _F.chair_pedestal,
+        ),
+        "plant": (
+            _P.plant_broadleaf,
+            _P.plant_spiky,
+            _P.plant_bush,
+            _P.plant_tree,
+            _P.plant_cactus,
+            _P.plant_sword,
+            _P.plant_grass,
+            _P.plant_succulent,
+            _P.plant_stalked,
+            _P.plant_trailing,
+        ),
+        "person": (
+            _F.person_standing,
+            _F.person_walking,
+            _F.person_carrying,
+            _F.person_reaching,
+        ),
+        "pallet": (
+            _F.pallet_euro,
+            _F.pallet_stringer,
+            _F.pallet_half,
+            _F.pallet_plastic,
+            _F.pallet_crossed,
+        ),
+        "robot": (
+            _R.robot_disc,
+            _R.robot_amr,
+            _R.robot_mast,
+            _R.robot_quadruped,
+            _R.robot_manipulator,
+            _R.robot_waiter,
+            _R.robot_dome,
+            _R.robot_courier,
+            _R.robot_butler,
+            _R.robot_tug,
+        ),
         "clutter": (_C.torus, _C.star, _C.bracket, _C.wedge),
     },
     Split.HELD_OUT: {
@@ -44,10 +84,10 @@ FAMILIES: dict[Split, dict[str, tuple[Family, ...]]] = {
         "ball": (_T.ball_seamed, _T.ball_patched),
         "cone": (_F.cone_octagon, _F.cone_stubby),
         "chair": (_F.chair_cantilever, _F.chair_bentwood),
-        "plant": (_F.plant_palm, _F.plant_fern),
+        "plant": (_P.plant_palm, _P.plant_fern),
         "person": (_F.person_waving, _F.person_coated),
         "pallet": (_F.pallet_closed, _F.pallet_footed),
-        "robot": (_F.robot_screen, _F.robot_tracked),
+        "robot": (_R.robot_screen, _R.robot_tracked),
         "clutter": (_C.coil, _C.knot, _C.arch, _C.spindle),
     },
 }

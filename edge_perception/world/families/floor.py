@@ -1,4 +1,4 @@
-"""Mesh families of things that stand on floors: cones, chairs, plants, people, pallets, robots.
+"""Mesh families of things that stand on floors: cones, chairs, people and pallets.
 
 Each function draws one mesh of its family from a generator; slots are 0 body, 1 accent, 2 trim,
 3 dark. Metres, standing on z = 0.
@@ -19,7 +19,6 @@ from edge_perception.world.mesh import (
     ellipsoid,
     join,
     lathe,
-    leaf,
     polygon,
     prism,
     tube,
@@ -130,6 +129,42 @@ def chair_shell(rng: Generator) -> Mesh:
     return join(shell, rest, *_legs(w * 0.3, w * 0.3, seat, 0.014, rng.uniform(1.2, 1.6), 2))
 
 
+def chair_folding(rng: Generator) -> Mesh:
+    """Crossed legs under a slung seat and back."""
+    w, seat, back = rng.uniform(0.4, 0.48), rng.uniform(0.42, 0.47), rng.uniform(0.36, 0.46)
+    frames = []
+    for y in (-w / 2, w / 2):
+        frames.append(tube([(0.2, y, 0), (-0.17, y, seat), (-0.27, y, seat + back)], 0.013, 2))
+        frames.append(tube([(-0.24, y, 0), (0.2, y, seat)], 0.013, 2))
+    pad = box((0.38, w * 0.95, 0.025), (0, 0, seat), 1)
+    rest = box((0.02, w, back * rng.uniform(0.35, 0.75)), (0, 0, 0), 1).rotated(1, -0.2)
+    return join(*frames, pad, rest.moved((-0.23, 0, seat + back * 0.65)))
+
+
+def chair_armchair(rng: Generator) -> Mesh:
+    """Thick upholstery between two arms."""
+    w, seat, back = rng.uniform(0.6, 0.75), rng.uniform(0.36, 0.44), rng.uniform(0.35, 0.5)
+    square = rng.uniform(4, 8)
+    pad = ellipsoid((0.3, w * 0.36, 0.1), (0, 0, seat - 0.06), 1, squareness=square)
+    rest = ellipsoid(
+        (0.09, w * 0.42, back * 0.7), (-0.27, 0, seat + back * 0.3), 1, squareness=square
+    )
+    arms = [
+        ellipsoid((0.3, 0.075, 0.16), (0, s * w * 0.42, seat), 1, squareness=square)
+        for s in (-1, 1)
+    ]
+    return join(pad, rest, *arms, *_legs(0.22, w * 0.36, seat - 0.12, 0.022, 1.05, 0))
+
+
+def chair_pedestal(rng: Generator) -> Mesh:
+    """A bucket seat on a column and a round foot."""
+    r, seat, back = rng.uniform(0.2, 0.25), rng.uniform(0.42, 0.6), rng.uniform(0.2, 0.42)
+    foot = lathe([(1e-4, 0.02), (r * 0.95, 0), (r * 0.95, 0.02), (0.03, 0.05), (0.028, seat)], 2)
+    bowl = ellipsoid((r, r, 0.06), (0, 0, seat), 1, squareness=2.6)
+    rest = ellipsoid((0.035, r * 0.95, back / 2), (-r * 0.9, 0, seat + back / 2), 1, squareness=2.8)
+    return join(foot, bowl, rest)
+
+
 def chair_cantilever(rng: Generator) -> Mesh:
     """A bent steel frame without back legs."""
     w, seat, back = rng.uniform(0.42, 0.5), rng.uniform(0.43, 0.48), rng.uniform(0.36, 0.48)
@@ -166,93 +201,6 @@ def chair_bentwood(rng: Generator) -> Mesh:
         tube(inner, 0.012, 0),
         *_legs(r * 0.65, r * 0.65, seat, 0.016, 1.25, 0),
     )
-
-
-def _pot(rng: Generator, radius: float, height: float) -> Mesh:
-    foot = rng.uniform(0.65, 0.9)
-    return lathe(
-        [
-            (1e-4, 0),
-            (radius * foot, 0),
-            (radius, height),
-            (radius * 1.08, height),
-            (radius * 1.08, height * 0.86),
-        ],
-        1,
-    )
-
-
-def _soil(radius: float, height: float) -> Mesh:
-    return cylinder(radius * 0.96, 0.004, 3).moved((0, 0, height * 0.94))
-
-
-def _rosette(
-    rng: Generator, count: int, length: float, width: float, droop: tuple[float, float], at: float
-) -> Mesh:
-    blades = []
-    for index in range(count):
-        blade = leaf(
-            length * rng.uniform(0.7, 1.1), width * rng.uniform(0.8, 1.2), rng.uniform(*droop)
-        )
-        lift = rng.uniform(0.3, 1.35)
-        blades.append(blade.rotated(1, -lift).rotated(2, 2.4 * index + rng.uniform(-0.3, 0.3)))
-    return join(*blades).moved((0, 0, at))
-
-
-def plant_broadleaf(rng: Generator) -> Mesh:
-    """Broad leaves that droop."""
-    r, h = rng.uniform(0.06, 0.09), rng.uniform(0.08, 0.13)
-    blades = _rosette(rng, int(rng.integers(12, 20)), rng.uniform(0.16, 0.24), 0.085, (0.6, 1.4), h)
-    return join(_pot(rng, r, h), _soil(r, h), blades)
-
-
-def plant_spiky(rng: Generator) -> Mesh:
-    """Stiff narrow blades."""
-    r, h = rng.uniform(0.06, 0.09), rng.uniform(0.07, 0.12)
-    blades = _rosette(rng, int(rng.integers(16, 30)), rng.uniform(0.18, 0.28), 0.03, (0.0, 0.5), h)
-    return join(_pot(rng, r, h), _soil(r, h), blades)
-
-
-def plant_bush(rng: Generator) -> Mesh:
-    """A ball of small leaves."""
-    r, h = rng.uniform(0.06, 0.09), rng.uniform(0.08, 0.12)
-    blobs = []
-    for _ in range(int(rng.integers(90, 140))):
-        way = rng.normal(size=3)
-        way *= 0.12 * rng.uniform(0.55, 1.0) / np.linalg.norm(way)
-        blade = leaf(0.06, 0.045, rng.uniform(0, 1)).rotated(1, rng.uniform(-1.5, 1.0))
-        blobs.append(blade.rotated(2, rng.uniform(0, 6.28)).moved(np.add(way, (0, 0, h + 0.13))))
-    return join(
-        _pot(rng, r, h), _soil(r, h), cylinder(0.01, 0.12, 3).moved((0, 0, h * 0.9)), *blobs
-    )
-
-
-def plant_palm(rng: Generator) -> Mesh:
-    """Fronds on a stem."""
-    r, h, trunk = rng.uniform(0.06, 0.085), rng.uniform(0.08, 0.12), rng.uniform(0.1, 0.2)
-    fronds = _rosette(
-        rng, int(rng.integers(9, 15)), rng.uniform(0.2, 0.28), 0.05, (1.2, 2.2), h + trunk
-    )
-    stem = cylinder(0.014, trunk + 0.02, 3).moved((0, 0, h * 0.9))
-    return join(_pot(rng, r, h), _soil(r, h), stem, fronds)
-
-
-def plant_fern(rng: Generator) -> Mesh:
-    """Arching stems with leaflets."""
-    r, h = rng.uniform(0.06, 0.085), rng.uniform(0.08, 0.12)
-    parts = [_pot(rng, r, h), _soil(r, h)]
-    for index in range(int(rng.integers(8, 13))):
-        lift, turn, length = rng.uniform(0.7, 1.4), 2.4 * index, rng.uniform(0.16, 0.26)
-        along = np.linspace(0, 1, 8)[:, None]
-        reach = length * along * (np.cos(lift) + 0.5 * along)
-        rise = h + length * along * (np.sin(lift) - 0.35 * along)
-        path = np.concatenate([reach * np.cos(turn), reach * np.sin(turn), rise], axis=1)
-        parts.append(tube(path, 0.003, 0, sides=5))
-        for point in path[2:]:
-            for side in (-1, 1):
-                blade = leaf(0.05, 0.022, 0.5, steps=3).rotated(2, turn + side * 1.1)
-                parts.append(blade.moved(point))
-    return join(*parts)
 
 
 def _person(
@@ -330,6 +278,15 @@ def person_carrying(rng: Generator) -> Mesh:
     return _person(rng, stride=rng.uniform(0, 0.2), arms=(arms, arms), coat=rng.uniform(0, 0.2))
 
 
+def person_reaching(rng: Generator) -> Mesh:
+    """One arm out to the front, the other hanging."""
+    out = (rng.uniform(1.0, 1.6), rng.uniform(0, 0.2), rng.uniform(-0.1, 0.3))
+    low = (rng.uniform(-0.3, 0.2), 0.1, rng.uniform(0.1, 0.5))
+    arms = (out, low) if rng.random() < 0.5 else (low, out)
+    coat = rng.uniform(0, 0.25)
+    return _person(rng, stride=rng.uniform(0, 0.25), arms=arms, coat=coat, hat=rng.random() < 0.4)
+
+
 def person_waving(rng: Generator) -> Mesh:
     """One arm up."""
     low = (rng.uniform(-0.1, 0.2), 0.12, 0.2)
@@ -393,6 +350,28 @@ def pallet_half(rng: Generator) -> Mesh:
     return pallet_euro(rng).scaled((rng.uniform(0.55, 0.7), rng.uniform(0.7, 0.9), 1.0))
 
 
+def pallet_plastic(rng: Generator) -> Mesh:
+    """A moulded grid on solid runners."""
+    length, width = rng.uniform(0.95, 1.25), rng.uniform(0.75, 1.0)
+    runners = [box((length, 0.11, 0.1), (0, y * (width / 2 - 0.055), 0.05)) for y in (-1, 0, 1)]
+    count = int(rng.integers(8, 14))
+    along = [
+        box((0.045, width, 0.03), (x, 0, 0.125)) for x in np.linspace(-0.48, 0.48, count) * length
+    ]
+    rims = [box((length, 0.05, 0.03), (0, y * (width / 2 - 0.025), 0.125), 1) for y in (-1, 1)]
+    return join(*runners, *along, *rims)
+
+
+def pallet_crossed(rng: Generator) -> Mesh:
+    """Thick planks lying across two squared logs."""
+    length, width = rng.uniform(0.8, 1.15), rng.uniform(0.7, 1.0)
+    logs = [
+        box((0.12, width, 0.12), (x * length * rng.uniform(0.3, 0.44), 0, 0.06)) for x in (-1, 1)
+    ]
+    deck = _deck(rng, int(rng.integers(4, 7)), length, width, 0.14, rng.uniform(0.08, 0.3))
+    return join(*logs, *[board.scaled((1, 1, 1.15)) for board in deck])
+
+
 def pallet_closed(rng: Generator) -> Mesh:
     """A nearly closed deck."""
     length, width = rng.uniform(0.95, 1.2), rng.uniform(0.75, 1.0)
@@ -412,81 +391,3 @@ def pallet_footed(rng: Generator) -> Mesh:
     ]
     rails = [box((length, 0.03, 0.05), (0, y * (width / 2 - 0.015), 0.125)) for y in (-1, 1)]
     return join(*feet, *rails, *_deck(rng, int(rng.integers(6, 9)), length, width, 0.13, 0.3))
-
-
-def _wheel(x: float, y: float, r: float) -> Mesh:
-    tyre = cylinder(r, 0.05, 3).moved((0, 0, -0.025))
-    hub = cylinder(r * 0.5, 0.056, 2).moved((0, 0, -0.028))
-    return join(tyre, hub).rotated(0, np.pi / 2).moved((x, y, r))
-
-
-def robot_disc(rng: Generator) -> Mesh:
-    """A low disc with a lidar."""
-    r, h = rng.uniform(0.2, 0.3), rng.uniform(0.16, 0.26)
-    body = lathe(
-        [(1e-4, 0.03), (r * 0.95, 0.03), (r, 0.05), (r, h), (r * 0.92, h + 0.02), (1e-4, h + 0.02)]
-    )
-    ring = lathe([(r * 1.01, h * 0.55), (r * 1.01, h * 0.7)], 1)
-    lidar = cylinder(0.05, 0.07, 3).moved((0, 0, h + 0.02))
-    return join(body, ring, lidar, *[_wheel(0, s * (r - 0.03), 0.05) for s in (-1, 1)])
-
-
-def robot_amr(rng: Generator) -> Mesh:
-    """A low rounded block on four wheels."""
-    length, width, h = rng.uniform(0.6, 0.85), rng.uniform(0.42, 0.58), rng.uniform(0.24, 0.36)
-    body = ellipsoid(
-        (length / 2, width / 2, h / 2), (0, 0, 0.07 + h / 2), 0, squareness=7, segments=28
-    )
-    strip = ellipsoid(
-        (length / 2 * 1.008, width / 2 * 1.01, 0.014),
-        (0, 0, 0.07 + h * 0.55),
-        1,
-        squareness=7,
-        segments=28,
-    )
-    lidar = cylinder(0.06, 0.08, 3).moved((length * 0.32, 0, h + 0.05))
-    wheels = [_wheel(x * length * 0.32, s * width * 0.48, 0.085) for x in (-1, 1) for s in (-1, 1)]
-    return join(body, strip, lidar, *wheels)
-
-
-def robot_mast(rng: Generator) -> Mesh:
-    """A head on a mast."""
-    r, mast = rng.uniform(0.2, 0.27), rng.uniform(0.6, 0.95)
-    base = lathe(
-        [(1e-4, 0.04), (r, 0.04), (r, 0.22), (r * 0.7, 0.3), (1e-4, 0.3)], 0, squareness=3.0
-    )
-    strip = lathe([(r * 1.012, 0.1), (r * 1.012, 0.13)], 1, squareness=3.0)
-    pole = cylinder(0.035, mast, 2).moved((0, 0, 0.28))
-    head = ellipsoid((0.09, 0.14, 0.09), (0.02, 0, 0.32 + mast), 0, squareness=4)
-    eyes = [
-        ellipsoid((0.02, 0.03, 0.03), (0.1, s * 0.055, 0.33 + mast), 3, segments=10)
-        for s in (-1, 1)
-    ]
-    return join(base, strip, pole, head, *eyes, *[_wheel(0, s * r * 0.9, 0.075) for s in (-1, 1)])
-
-
-def robot_screen(rng: Generator) -> Mesh:
-    """A hexagonal base under a tilted screen."""
-    r, mast = rng.uniform(0.21, 0.28), rng.uniform(0.5, 0.8)
-    base = prism(polygon(6, r), 0.2, 0).moved((0, 0, 0.05))
-    strip = prism(polygon(6, r * 1.015), 0.03, 1).moved((0, 0, 0.13))
-    column = box((0.07, 0.1, mast), (-0.04, 0, 0.25 + mast / 2), 2)
-    panel = box((0.03, 0.34, 0.24), (0, 0, 0)).rotated(1, -0.3).moved((0, 0, 0.32 + mast))
-    glass = box((0.034, 0.3, 0.2), (0.004, 0, 0), 3).rotated(1, -0.3).moved((0, 0, 0.32 + mast))
-    return join(
-        base, strip, column, panel, glass, *[_wheel(0, s * r * 0.85, 0.07) for s in (-1, 1)]
-    )
-
-
-def robot_tracked(rng: Generator) -> Mesh:
-    """Tracks under a hull with an arm."""
-    length, width, h = rng.uniform(0.6, 0.8), rng.uniform(0.4, 0.52), rng.uniform(0.2, 0.28)
-    tracks = [
-        ellipsoid((length / 2, 0.06, 0.1), (0, s * width / 2, 0.1), 3, squareness=5, segments=24)
-        for s in (-1, 1)
-    ]
-    hull = box((length * 0.8, width * 0.8, h), (0, 0, 0.1 + h / 2))
-    strip = box((length * 0.81, width * 0.81, 0.03), (0, 0, 0.1 + h * 0.7), 1)
-    arm = tube([(-0.1, 0, 0.1 + h), (-0.05, 0, 0.35 + h), (0.15, 0, 0.5 + h)], 0.03, 2)
-    head = box((0.1, 0.14, 0.08), (0.18, 0, 0.5 + h), 3)
-    return join(*tracks, hull, strip, arm, head)
