@@ -29,6 +29,7 @@ from edge_perception.embedded import demo_manifest
 from edge_perception.errors import ConfigError, ImageError
 from edge_perception.gpu.lease import FrameLease
 from edge_perception.gpu.preprocess import to_bgr
+from edge_perception.nodes.foresight import Foresight
 from edge_perception.nodes.frame_streams import FrameStream, RemoteFrameStream
 from edge_perception.nodes.managed import Health, ManagedNode
 from edge_perception.nodes.messages import (
@@ -135,6 +136,7 @@ class DetectorNode(ManagedNode):
         self._trackers: dict[str, Tracker] = {}
         self._counts: Counter[str] = Counter()
         self._last_error = ""
+        self._foresight = Foresight()
         self._work = self.create_guard_condition(self._process_next)
 
     def configure(self) -> None:
@@ -165,6 +167,7 @@ class DetectorNode(ManagedNode):
     def activate(self) -> None:
         """Publish the class table and begin to take frames."""
         self._publish_label_info()
+        self._foresight.start()
         for stream in self._streams:
             stream.start(self, self._work.trigger, eager=len(self._streams) > 1)
 
@@ -172,6 +175,7 @@ class DetectorNode(ManagedNode):
         """Take no more frames."""
         for stream in self._streams:
             stream.stop()
+        self._foresight.stop()
 
     def cleanup(self) -> None:
         """Release the model."""
@@ -249,6 +253,7 @@ class DetectorNode(ManagedNode):
             self._counts["not_wanted"] += 1
             stream.want_next()
             return
+        self._foresight.begin(stream.want_next)
         recorder = SpanRecorder()
         recorder.add("decode", lease.info.receive_ns, lease.info.decoded_ns)
         recorder.add("wait", lease.info.decoded_ns, time.monotonic_ns())
@@ -257,13 +262,14 @@ class DetectorNode(ManagedNode):
         except ImageError as error:
             self._counts["failed"] += 1
             self._last_error = str(error)
-            stream.want_next()
+            self._foresight.inference_ended()
             return
         except Exception as error:  # a runtime that breaks must not take the process along
             self.fail(f"inference failed: {type(error).__name__}: {error}")
             return
         self._counts["processed"] += 1
         self._publish(lease, stream.name, result, recorder)
+        self._foresight.finished(lease.info.decoded_ns - lease.info.receive_ns)
 
     def _wanted(self) -> bool:
         """Whether anybody listens: without a subscriber there is no inference."""
@@ -276,7 +282,8 @@ class DetectorNode(ManagedNode):
     ) -> Detections | Classification:
         assert self._model is not None
         # The next frame is decoded while this one's result is put together and published.
-        given = (lease.pixels, lease.info.format, self._settings, recorder, stream.want_next)
+        asking = self._foresight.inference_ended
+        given = (lease.pixels, lease.info.format, self._settings, recorder, asking)
         if isinstance(self._model, Classifier):
             return self._model.classify(*given)
         detections = self._model.detect(*given)
