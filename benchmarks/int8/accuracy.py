@@ -55,7 +55,7 @@ from edge_perception.trust.matching import compare_frame
 
 SECTIONS = ("demo_yolo", "yolox_nano_coco_mini", "calibrators", "speed")
 SCORE = 0.3
-_TABLE_FRAMES = 250  # of the exam, for each row of the table
+_TABLE_FRAMES = 100  # of the exam, for each row of the table
 _FAINT_SCORE = 0.2
 _TIMED_RUNS = 40
 

@@ -38,7 +38,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "--max-drop",
         type=float,
         metavar="POINTS",
-        help="most that may be lost: points of mAP with labels (default 0.3), else of agreement"
+        help="most that may be lost: points of mAP with labels (default 1), else of agreement"
         " with float (default 5)",
     )
     parser.add_argument(
