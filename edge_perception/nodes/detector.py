@@ -33,6 +33,7 @@ from edge_perception.nodes.foresight import Foresight
 from edge_perception.nodes.frame_streams import FrameStream, RemoteFrameStream
 from edge_perception.nodes.managed import Health, ManagedNode
 from edge_perception.nodes.messages import (
+    DetectionPool,
     to_diagnostic_array,
     to_header,
     to_image,
@@ -137,6 +138,7 @@ class DetectorNode(ManagedNode):
         self._counts: Counter[str] = Counter()
         self._last_error = ""
         self._foresight = Foresight()
+        self._pool = DetectionPool()
         self._work = self.create_guard_condition(self._process_next)
 
     def configure(self) -> None:
@@ -306,7 +308,7 @@ class DetectorNode(ManagedNode):
         header = to_header(lease.info.stamp_ns, lease.info.frame_id)
         names = self._model.manifest.class_names
         with recorder.stage("publish"):
-            self._results.publish(to_result(result, header, names))
+            self._results.publish(to_result(result, header, names, self._pool))
         if self._stages.get_subscription_count():
             self._publish_stages(lease, camera, header, recorder)
         if self._debug_image.get_subscription_count():
