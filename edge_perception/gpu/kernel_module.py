@@ -22,7 +22,9 @@ class Kernel:
         self.name = name
         self._function = function
 
-    def launch(self, grid: Grid, block: Grid, stream: int, *arguments: Any) -> None:
+    def launch(
+        self, grid: Grid, block: Grid, stream: int, *arguments: Any, shared_bytes: int = 0
+    ) -> None:
         """Queue the kernel on a stream.
 
         Args:
@@ -31,24 +33,25 @@ class Kernel:
             stream: handle.
             arguments: ``ctypes`` values laid out exactly as the kernel's parameters; they are
                 copied before this returns.
+            shared_bytes: dynamic shared memory of a block, up to 48 KiB.
 
         Raises:
             CudaError: the launch was refused, or an earlier failure was sticky.
         """
         addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
         result = driver.cuLaunchKernel(
-            self._function, *grid, *block, 0, stream, ctypes.addressof(addresses), 0
+            self._function, *grid, *block, shared_bytes, stream, ctypes.addressof(addresses), 0
         )
         checked(result, f"launching {self.name}")
 
 
 class KernelModule:
-    """A source of ``gpu/kernels``, loaded into the primary context for the process's life."""
+    """Compiled kernels, loaded into the primary context for the process's life."""
 
-    def __init__(self, device: Device, source_name: str) -> None:
+    def __init__(self, device: Device, name: str, cubin: bytes) -> None:
         device.make_current()
-        self._cubin = compile_source(source_name, device.architecture)
-        self._module = checked(driver.cuModuleLoadData(self._cubin), f"loading {source_name}")
+        self._cubin = cubin
+        self._module = checked(driver.cuModuleLoadData(cubin), f"loading {name}")
 
     def kernel(self, name: str) -> Kernel:
         """Return a kernel by name."""
@@ -58,8 +61,9 @@ class KernelModule:
 
 @cache
 def load_module(source_name: str, ordinal: int = 0) -> KernelModule:
-    """Compile (about 0.3 s) and load a source once a process."""
-    return KernelModule(get_device(ordinal), source_name)
+    """Compile (about 0.3 s) and load a source of ``gpu/kernels`` once a process."""
+    device = get_device(ordinal)
+    return KernelModule(device, source_name, compile_source(source_name, device.architecture))
 
 
 def read_source(source_name: str) -> str:
@@ -68,17 +72,21 @@ def read_source(source_name: str) -> str:
 
 
 def compile_source(source_name: str, architecture: str) -> bytes:
-    """Compile a source with NVRTC; returns a cubin for ``architecture`` (``sm_90``).
+    """Compile a source of ``gpu/kernels``; see ``compile_text``."""
+    return compile_text(read_source(source_name), source_name, architecture)
+
+
+def compile_text(text: str, name: str, architecture: str) -> bytes:
+    """Compile CUDA C++ with NVRTC; returns a cubin for ``architecture`` (``sm_90``).
 
     Raises:
         CudaError: the compiler refused; the error holds its log.
     """
-    source = read_source(source_name).encode()
-    program = _compiled(nvrtc.nvrtcCreateProgram(source, source_name.encode(), 0, [], []))
+    program = _compiled(nvrtc.nvrtcCreateProgram(text.encode(), name.encode(), 0, [], []))
     options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17", b"-lineinfo"]
     (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        raise CudaError(f"{source_name} does not compile", got=_log(program))
+        raise CudaError(f"{name} does not compile", got=_log(program))
     cubin = bytes(_compiled(nvrtc.nvrtcGetCUBINSize(program)))
     _compiled(nvrtc.nvrtcGetCUBIN(program, cubin))
     _compiled(nvrtc.nvrtcDestroyProgram(program))

@@ -1,9 +1,9 @@
 """Runs the decoder's CUDA kernels on the CPU, warps in step, so that they are tested everywhere.
 
 Each thread of a block is a context of its own, all in one thread of the system; barriers, shuffles
-and tensor-core products are places where it waits for the others of its block or warp. ``ptx.cuh`` is replaced by the same functions
-in C++. Slow, and exact in what it checks: indices, layouts, order of sums. What it cannot show is
-what an instruction of the GPU really does, and speed.
+and tensor-core products are places where it waits for the others of its block or warp. ``ptx.cuh``
+is replaced by the same functions in C++. Exact in what it checks: indices, layouts, order of sums.
+What it cannot show is what an instruction of the GPU really does, and speed.
 """
 
 from __future__ import annotations
@@ -172,7 +172,8 @@ static void call(void (*kernel)(P...), Dim grid, int threads, void** given) {
   call(kernel, grid, threads, given, std::index_sequence_for<P...>{});
 }
 """
-_KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\)\s*)?(?!__)(\w+)\s*\(')
+_BOUNDS = r"(?:__launch_bounds__\([^)]*\)\s*)?"
+_KERNEL = re.compile(rf'extern "C" __global__ void {_BOUNDS}(?!__)(\w+)\s*\(')
 
 
 class EmulatedLauncher:
@@ -202,8 +203,7 @@ def _compile(source_name: str, folder: Path) -> ctypes.CDLL:
     if compiler is None:
         pytest.skip("g++ is not installed")
     source = (KERNELS / source_name).read_text()
-    names = [name for name in _KERNEL.findall(source) if "##" not in name]
-    names += _expanded_names(source)
+    names = _KERNEL.findall(source) + _expanded_names(source)
     shared = "half_bits normed[1 << 18];\n" if "extern __shared__" in source else ""
     source = source.replace("extern __shared__", "extern").replace("__shared__", "static")
     calls = "".join(
