@@ -69,6 +69,10 @@ class StoredEngine:
     record: EngineRecord
     plan: bytes
 
+    def is_newer_than(self, other: StoredEngine) -> bool:
+        """Whether this one was built anew since the other was read."""
+        return self.record.built_at != other.record.built_at
+
 
 def default_folder() -> Path:
     """Return the user's engine store: ``$XDG_CACHE_HOME/edge_perception/engines``."""
@@ -136,9 +140,9 @@ class EngineStore:
             raise EngineError(refusal, mend=f"Build it: {mend}" if mend else "")
         try:
             with self._locked(spec, on_progress):
-                by_another, _ = self._try_to_find(spec)
-                if by_another is not None and by_another != found:
-                    return by_another  # built while this process waited for the lock
+                now, _ = self._try_to_find(spec)
+                if now is not None and (found is None or now.is_newer_than(found)):
+                    return now  # built by another process, for whose lock this one waited
                 return self._build(spec, build, model_manifest or {})
         except OSError as error:
             raise EngineError(

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import PurePath
 from typing import Any
 
 from edge_perception.core.manifest import TensorSpec
@@ -123,6 +124,10 @@ class EngineRecord:
     model_manifest: Mapping[str, Any] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not self.plan or self.plan != PurePath(self.plan).name:
+            raise EngineError("the plan of an engine", expected="a bare file name", got=self.plan)
+
     def to_mapping(self) -> dict[str, Any]:
         """Return what stands in the record's file."""
         values = asdict(self)
@@ -145,7 +150,7 @@ def parse_record(mapping: object) -> EngineRecord:
                 TensorSpec(item["name"], tuple(item["shape"]), item["dtype"]) for item in spec[side]
             )
         record = EngineRecord(EngineSpec(**{**spec, "flags": tuple(spec["flags"])}), **values)
-    except (KeyError, TypeError, ValueError, ManifestError) as error:
+    except (KeyError, TypeError, ValueError, ManifestError, EngineError) as error:
         raise EngineError(f"the record of an engine is damaged: {error}") from error
     if record.spec.key != mapping.get("key"):
         raise EngineError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -294,6 +295,58 @@ def test_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         EngineStore(tmp_path / "file").obtain(spec(), builds_of())
 
 
+def test_full_disk_is_told_and_leaves_the_engine_that_was_there(
+    store: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.obtain(spec(), builds_of())
+
+    def no_space(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", no_space)
+        with pytest.raises(EngineError, match="No space left"):
+            store.obtain(spec(), builds_of(b"new"), policy="always")
+    assert store.obtain(spec(), no_build).plan == PLAN
+    assert files(store, ".tmp") == []
+
+
+@pytest.mark.parametrize("plan", ["../tiny.plan", "/etc/hostname", "", "."])
+def test_record_that_names_a_plan_elsewhere_is_refused(store: EngineStore, plan: str) -> None:
+    store.obtain(spec(), builds_of())
+    (path,) = files(store, ".yaml")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "plan": plan}))
+    with pytest.raises(EngineError, match=r"is damaged: .*expected a bare file name"):
+        store.find(spec())
+
+
+def test_build_asked_for_is_made_though_a_measurement_was_noted_meanwhile(
+    store: EngineStore,
+) -> None:
+    store.obtain(spec(), builds_of(b"old"))
+    locked, told = threading.Event(), threading.Event()
+
+    def note_while_it_waits(text: str) -> None:
+        told.set()
+
+    def hold_the_lock() -> None:
+        with store._locked(spec(), lambda _: None):
+            locked.set()
+            assert told.wait(60)
+            found = store.find(spec())
+            assert found is not None
+            store._write_record(replace(found.record, measured={"latency_p50_ms": 1.0}))
+
+    holder = threading.Thread(target=hold_the_lock)
+    holder.start()
+    assert locked.wait(60)
+    built = store.obtain(
+        spec(), builds_of(b"new"), policy="always", on_progress=note_while_it_waits
+    )
+    holder.join()
+    assert built.plan == b"new"
+
+
 def test_failed_write_leaves_no_scratch_file(tmp_path: Path) -> None:
     (tmp_path / "target").mkdir()
     with pytest.raises(IsADirectoryError):
@@ -348,8 +401,10 @@ def assert_store_does_not_mislead(store: EngineStore, allowed: set[bytes]) -> No
 @pytest.mark.parametrize("before", [None, b"the engine from before"], ids=["empty", "filled"])
 @pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
 def test_build_killed_at_any_line_never_leaves_a_store_that_misleads(
-    store: EngineStore, before: bytes | None, stride: int
+    store: EngineStore, before: bytes | None, stride: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A kill loses nothing that was written: only a power cut asks for fsync, which is slow.
+    monkeypatch.setattr(os, "fsync", lambda _: None)
     allowed = {PLAN} if before is None else {PLAN, before}
     line, died = 0, True
     while died:
