@@ -13,6 +13,7 @@ by a mask where the padding lies, is not told here.
 from __future__ import annotations
 
 import json
+import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,7 +67,6 @@ def export_transformers(request: TransformersRequest, model_path: Path) -> Manif
     preprocessing = read_preprocessing(request.folder, request.size)
     model = _Outputs(_load_model(request.folder, head, preprocessing), head).eval()
     images = _random_images(preprocessing, request.seed)
-    _write_graph(model, images, model_path, request.opset)
     with torch.inference_mode():
         outputs = [output.numpy() for output in model(images)]
     labels = config.get("id2label") or _default_labels(model)
@@ -82,7 +82,11 @@ def export_transformers(request: TransformersRequest, model_path: Path) -> Manif
             "opset": request.opset,
         },
     )
-    return write_package(model_path, export, Reference(images.numpy(), outputs))
+    reference = Reference(images.numpy(), outputs)
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / "model.onnx"
+        _write_graph(model, images, graph, request.opset)
+        return write_package(graph, export, reference, model_path)
 
 
 class _Outputs(nn.Module):

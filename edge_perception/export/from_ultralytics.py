@@ -50,17 +50,16 @@ def export_ultralytics(request: UltralyticsRequest, model_path: Path) -> Manifes
         images, outputs = (
             np.load(work / name, allow_pickle=False) for name in ("images.npy", "reference.npy")
         )
-        shutil.move(work / "model.onnx", model_path)
-    export = Export(
-        name=request.name,
-        head="yolo_end_to_end" if outputs.shape[-1] == 6 else "yolov8",
-        class_names=tuple(facts["class_names"]),
-        preprocessing=Preprocessing(*request.size),
-        license=_LICENSE,
-        source=f"Ultralytics, {Path(request.model).name}",
-        provenance=_provenance(request, facts),
-    )
-    return write_package(model_path, export, Reference(images, [outputs]))
+        export = Export(
+            name=request.name,
+            head="yolo_end_to_end" if outputs.shape[-1] == 6 else "yolov8",
+            class_names=tuple(facts["class_names"]),
+            preprocessing=Preprocessing(*request.size),
+            license=_LICENSE,
+            source=f"Ultralytics, {Path(request.model).name}",
+            provenance=_provenance(request, facts),
+        )
+        return write_package(work / "model.onnx", export, Reference(images, [outputs]), model_path)
 
 
 def _run(request: UltralyticsRequest, work: Path) -> None:

@@ -7,6 +7,7 @@ itself, and its head is held against them, so that a manifest which is written c
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,14 +53,16 @@ class Reference:
     outputs: Sequence[Array]
 
 
-def write_package(model: Path, export: Export, reference: Reference) -> Manifest:
-    """Check the graph at ``model`` and write its manifest beside it, with the suffix ``.yaml``.
+def write_package(graph: Path, export: Export, reference: Reference, out: Path) -> Manifest:
+    """Check a graph, move it to ``out``, and write its manifest beside it as ``.yaml``.
+
+    A graph that fails the check never gets there: what lay at ``out`` stays.
 
     Raises:
         EngineError: the graph cannot be run, or its outputs are not the reference's.
         ManifestError: the head does not fit the graph's outputs.
     """
-    backend = OnnxRuntimeBackend(model)
+    backend = OnnxRuntimeBackend(graph)
     try:
         outputs = backend.infer([reference.images])
         difference = largest_difference(export.head, outputs, reference.outputs)
@@ -75,8 +78,8 @@ def write_package(model: Path, export: Export, reference: Reference) -> Manifest
     mapping = {
         "schema": SCHEMA,
         "name": export.name,
-        "model": model.name,
-        "sha256": sha256_of(model),
+        "model": out.name,
+        "sha256": sha256_of(graph),
         "license": export.license,
         "source": export.source,
         "head": export.head,
@@ -90,7 +93,8 @@ def write_package(model: Path, export: Export, reference: Reference) -> Manifest
     manifest = parse_manifest(mapping)
     (check_classifier if manifest.head == "classifier" else check_head)(manifest)
     text = yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True)
-    model.with_suffix(".yaml").write_text(text, encoding="utf-8")
+    shutil.move(graph, out)
+    out.with_suffix(".yaml").write_text(text, encoding="utf-8")
     return manifest
 
 

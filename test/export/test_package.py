@@ -35,8 +35,9 @@ def reference(model: Path) -> Reference:
 
 @pytest.mark.parametrize("head", ["yolov8", "rtdetr"])
 def test_package_opens_as_it_was_written(tmp_path: Path, head: str) -> None:
-    write_model(tmp_path / "a.onnx", head)
-    write_package(tmp_path / "a.onnx", export(head), reference(tmp_path / "a.onnx"))
+    graph, out = tmp_path / "graph.onnx", tmp_path / "a.onnx"
+    write_model(graph, head)
+    write_package(graph, export(head), reference(graph), out)
     detector = open_detector(tmp_path / "a.yaml")
     assert detector.manifest.provenance["difference_from_origin"] == 0
     assert {spec.name: spec.shape for spec in detector.manifest.outputs} == output_shapes(head)
@@ -44,20 +45,22 @@ def test_package_opens_as_it_was_written(tmp_path: Path, head: str) -> None:
 
 
 def test_graph_that_gives_something_else_is_refused(tmp_path: Path) -> None:
-    write_model(tmp_path / "a.onnx", "yolov8")
-    wanted = reference(tmp_path / "a.onnx")
+    graph, out = tmp_path / "graph.onnx", tmp_path / "a.onnx"
+    write_model(graph, "yolov8")
+    out.write_text("an export of before")
+    wanted = reference(graph)
     wanted.outputs[0][0, 0, 0] += 1
     with pytest.raises(EngineError, match="does not give what its origin gives"):
-        write_package(tmp_path / "a.onnx", export("yolov8"), wanted)
+        write_package(graph, export("yolov8"), wanted, out)
+    assert out.read_text() == "an export of before"
     assert not (tmp_path / "a.yaml").exists()
 
 
 def test_head_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    write_model(tmp_path / "a.onnx", "yolov8")
+    graph = tmp_path / "graph.onnx"
+    write_model(graph, "yolov8")
     with pytest.raises(ManifestError, match="2 class names"):
-        write_package(
-            tmp_path / "a.onnx", export("yolov8", ("a", "b")), reference(tmp_path / "a.onnx")
-        )
+        write_package(graph, export("yolov8", ("a", "b")), reference(graph), tmp_path / "a.onnx")
 
 
 ROWS = np.arange(12, dtype=np.float32).reshape(1, 3, 4)
