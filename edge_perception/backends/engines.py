@@ -32,6 +32,7 @@ from edge_perception.errors import EngineError
 
 IMPORTERS = {"tensorrt": import_tensorrt, "tensorrt_rtx": import_tensorrt_rtx}
 AUTO = "auto"
+_HALF = "half=1"  # counted up whenever half.py makes another graph
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def obtain_engine(
 
     def build(timing_cache: bytes) -> BuiltPlan:
         onnx_bytes = _read_model(model)
-        if is_strongly_typed(trt) and options.precision != "float32":
+        if _wants_half(trt, options):
             from edge_perception.backends.half import to_half
 
             on_progress("converting the graph to FP16")
@@ -143,8 +144,12 @@ def engine_spec(manifest: Manifest, trt: Any, gpu: Gpu, options: BuildOptions) -
         # Plans of TensorRT for RTX run on every GPU of their capability.
         gpu_name="" if rtx else gpu.name,
         calibration_sha256=_calibration_hash(manifest),
-        flags=options.flags(trt),
+        flags=(*options.flags(trt), *([_HALF] if _wants_half(trt, options) else [])),
     )
+
+
+def _wants_half(trt: Any, options: BuildOptions) -> bool:
+    return is_strongly_typed(trt) and options.precision != "float32"
 
 
 def manifest_facts(manifest: Manifest) -> dict[str, Any]:
