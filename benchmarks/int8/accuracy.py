@@ -7,7 +7,8 @@ r"""What INT8 costs the detectors in accuracy, and what it gains or loses in tim
 Sections: ``demo_yolo`` (the package's detector: calibrated on training frames, judged on the
 held-out exam), ``yolox_nano_coco_mini`` (Megvii's YOLOX-Nano: calibrated on one half of coco-mini,
 judged on the other, both ways), ``calibrators`` (ours, onnxruntime's and modelopt's quantisers on
-the same models and frames) and ``speed``. Each run replaces the sections it measured and keeps the
+the same models and frames; after ``yolox_nano_coco_mini``, whose float layers it
+takes) and ``speed``. Each run replaces the sections it measured and keeps the
 others; each section tells its machine, date and commit. ``--frames`` judges on that many frames of
 the exam, evenly spaced.
 """
@@ -55,7 +56,7 @@ from edge_perception.trust.matching import compare_frame
 
 SECTIONS = ("demo_yolo", "yolox_nano_coco_mini", "calibrators", "speed")
 SCORE = 0.3
-_TABLE_FRAMES = 100  # of the exam, for each row of the table
+_TABLE_FRAMES = 200  # of the exam, for each row of the table
 _FAINT_SCORE = 0.2
 _TIMED_RUNS = 40
 
@@ -66,6 +67,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options = options
         self.folder = folder
+        self.known = json.loads(options.out.read_text()) if options.out.exists() else {}
         exam = CocoFolder(options.exam)
         frames = options.frames or len(exam.entries)
         self.exam = replace(exam, step=max(1, len(exam.entries) // frames))
@@ -129,18 +131,20 @@ _YOLOX = Recipe(frames=64, judging=0, max_drop=1.0)
 
 
 def measure_calibrators(bench: Bench) -> list[dict[str, Any]]:
-    """Every quantiser on the same models and frames, layer choice apart."""
-    rows = []
+    """Every quantiser on the same models and frames, layer choice apart; one row each.
+
+    Rows that ``--out`` has already are kept unless they are measured again.
+    """
     quantisers = _quantisers(bench)
-    demo = _DemoContest(bench)
-    yolox = _YoloxContest(bench)
-    for name, quantise in quantisers.items():
-        row: dict[str, Any] = {"quantiser": name}
-        for contest in (demo, yolox):
-            row |= contest.judge(quantise)
-        rows.append(row)
-        print(row, flush=True)
-    return rows
+    chosen = bench.options.quantisers or list(quantisers)
+    rows = {row["quantiser"]: row for row in bench.known.get("calibrators", [])}
+    contests = (_DemoContest(bench), _YoloxContest(bench))
+    for name in chosen:
+        rows[name] = {"quantiser": name}
+        for contest in contests:
+            rows[name] |= contest.judge(quantisers[name])
+        print(rows[name], flush=True)
+    return list(rows.values())
 
 
 def measure_speed(bench: Bench) -> dict[str, Any]:
@@ -241,11 +245,8 @@ class _YoloxContest:
         self.found = coco.detect(self.manifest, self.model, bench.coco, bench.coco.entries)
 
     def _mixture(self, index: int) -> tuple[str, ...]:
-        report = self.bench.folder / f"yolox{index}.int8.json"
-        if not report.exists():
-            half, out = _Images(self.bench.coco, self.halves[index]), report.with_suffix(".onnx")
-            quantize_detector(self.bench.yolox, half, _YOLOX, out)
-        return tuple(e["layer"] for e in json.loads(report.read_text())["float_layers"])
+        measured = self.bench.known["yolox_nano_coco_mini"]["ways"][index]
+        return tuple(entry["layer"] for entry in measured["float_layers"])
 
     def judge(self, quantise: Quantise) -> dict[str, Any]:
         found: dict[int, Any] = {}
@@ -456,12 +457,13 @@ def main() -> None:
     parser.add_argument("--yolox", type=Path, required=True, help="yolox_nano.onnx")
     parser.add_argument("--frames", type=int, help="of the exam; default: all")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--quantisers", nargs="+", help="rows of the table; default: all")
     parser.add_argument("--modelopt", type=Path, help="a Python that has nvidia-modelopt")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    report = json.loads(options.out.read_text()) if options.out.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder))
+        report = bench.known
         for section in options.only:
             start = time.monotonic()
             report[section] = _MEASURES[section](bench)
