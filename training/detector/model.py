@@ -35,6 +35,8 @@ class ModelConfig:
 
     ``widths`` are the channels of the stem and of the stages at strides 4, 8, 16 and 32,
     ``depths`` the bottlenecks of these four stages, ``neck_depth`` those of each neck block.
+    With ``vit_width`` a plain transformer of that width and ``vit_depth`` layers takes the place
+    of backbone and neck (``vit.py``); of ``widths`` the last three, the head's, remain.
     """
 
     class_names: tuple[str, ...]
@@ -45,6 +47,8 @@ class ModelConfig:
     neck_depth: int = 1
     head_width: int = 48
     activation: str = "relu"
+    vit_width: int = 0
+    vit_depth: int = 12
 
     def __post_init__(self) -> None:
         if self.height % STRIDES[-1] or self.width % STRIDES[-1]:
@@ -219,8 +223,7 @@ class NanoDetector(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config)
-        self.neck = Neck(config)
+        self.backbone, self.neck = _backbone_and_neck(config)
         self.heads = nn.ModuleList(LevelHead(width, config) for width in config.widths[2:])
         self._set_prior()
 
@@ -237,9 +240,20 @@ class NanoDetector(nn.Module):
         of the level's stride, then objectness and class logits. Cells are row by row, the
         levels in the order of :data:`STRIDES`.
         """
-        features = self.neck(*self.backbone(images))
+        features = self.backbone(images)
+        if self.neck is not None:
+            features = self.neck(*features)
         levels = [head(f).flatten(2) for head, f in zip(self.heads, features, strict=True)]
         return torch.cat(levels, dim=2).transpose(1, 2)
+
+
+def _backbone_and_neck(config: ModelConfig) -> tuple[nn.Module, nn.Module | None]:
+    """The convolutional ones, or a transformer, which needs no neck."""
+    if not config.vit_width:
+        return Backbone(config), Neck(config)
+    from training.detector.vit import VitBackbone  # transformers, for this alone
+
+    return VitBackbone(config), None
 
 
 def fuse_batch_norm(model: NanoDetector) -> NanoDetector:

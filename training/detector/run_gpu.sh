@@ -21,7 +21,7 @@ EXAM_FRAMES=${EXAM_FRAMES:-1000}
 TRAIN_ARGS=${TRAIN_ARGS:-}     # more options of training.detector.train, such as --batch 64
 COMMIT=${COMMIT:-unknown}
 WAIT_S=${WAIT_S:-540}
-NAME=demo_yolox_nano
+NAME=${NAME:-demo_yolox_nano}
 export MUJOCO_GL=${MUJOCO_GL:-egl} PYTHONUNBUFFERED=1
 
 render() { # FOLDER SPLIT FRAMES SEED VIEWS_PER_SCENE; goes on where it was interrupted

@@ -274,11 +274,19 @@ def main() -> None:
     parser.add_argument("--freeze", type=int, default=0, help="backbone levels to hold, of 5")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--vit-width", type=int, default=0, help="a plain transformer this wide")
+    parser.add_argument("--vit-depth", type=int, default=ModelConfig.vit_depth)
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     store = load_frames(args.train, device)
     height, width = store.size
-    config = ModelConfig(class_names=store.class_names, height=height, width=width)
+    config = ModelConfig(
+        class_names=store.class_names,
+        height=height,
+        width=width,
+        vit_width=args.vit_width,
+        vit_depth=args.vit_depth,
+    )
     recipe = Recipe(
         minutes=args.minutes,
         batch=args.batch,
