@@ -17,10 +17,12 @@ class Backend(Protocol):
 
     ``infer`` takes C-contiguous arrays as ``inputs`` says, in that order, and returns arrays as
     ``outputs`` says; it blocks until they are complete. The arrays it returns stay valid until
-    the next call. Not safe for concurrent calls; one thread owns a backend.
+    the next call. Not safe for concurrent calls; one thread owns a backend. ``on_cpu`` tells
+    whether inference takes the CPU's cores.
     """
 
     name: str
+    on_cpu: bool
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 

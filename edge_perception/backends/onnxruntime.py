@@ -31,6 +31,7 @@ class OnnxRuntimeBackend:
     """
 
     name = "onnxruntime"
+    on_cpu = True
 
     def __init__(self, model: Path, threads: int = 0) -> None:
         """Load ``model``; ``threads`` 0 means one a physical core.

@@ -79,6 +79,8 @@ class DeviceWorkspace(Protocol):
 class DeviceBackend:
     """Runs an engine on arrays of the host; see ``Backend``. Owns engine and workspace."""
 
+    on_cpu = False
+
     def __init__(
         self,
         name: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -99,7 +100,11 @@ class CameraNode(ManagedNode):
         self._image_topic = image_topic
         self._compressed_topic = f"{image_topic}/compressed"
         self.ring: FrameRing | None = None
-        self.demand = Demand(self)
+        self.demand = Demand(self, self._take_waiting)
+        self._taking = threading.RLock()  # readers take messages on their own threads
+        self._left_waiting = False
+        self._broken = ""
+        self._give_up = self.create_guard_condition(lambda: self.fail(self._broken))
         self._counts: Counter[str] = Counter()
         self._gaps = GapEstimator()
         self._last_rejection = ""
@@ -132,18 +137,20 @@ class CameraNode(ManagedNode):
     def deactivate(self) -> None:
         """Unsubscribe."""
         self._stop_searching()
-        if self._subscription is not None:
-            self.destroy_subscription(self._subscription)
-            self._subscription = None
+        with self._taking:
+            if self._subscription is not None:
+                self.destroy_subscription(self._subscription)
+                self._subscription = None
 
     def cleanup(self) -> None:
         """Close the ring; readers keep what they hold until they release it."""
         if self._handles is not None:
             self.destroy_lifecycle_publisher(self._handles)
             self._handles = None
-        if self.ring is not None:
-            self.ring.close()
-            self.ring = None
+        with self._taking:
+            if self.ring is not None:
+                self.ring.close()
+                self.ring = None
 
     def apply_parameters(self, values: Mapping[str, Any]) -> None:
         """Take over the size limit."""
@@ -223,15 +230,34 @@ class CameraNode(ManagedNode):
             self.destroy_timer(self._search_timer)
             self._search_timer = None
 
+    def _take_waiting(self) -> None:
+        """Take the message that waits, if any, on the calling thread, as the executor would."""
+        with self._taking:
+            if self._subscription is None:
+                return
+            handle, message_type = self._subscription.handle, self._subscription.msg_type
+            with handle:
+                taken = handle.take_message(message_type, False)
+            if taken is not None:
+                self._left_waiting = True
+                try:
+                    self._subscription.callback(*taken)
+                finally:
+                    self._left_waiting = False
+
     def _on_image(self, message: Image, information: MessageInfo) -> None:
-        self._take(message.header, information, lambda: _view_raw(message, self._max_image_bytes))
+        with self._taking:
+            self._take(
+                message.header, information, lambda: _view_raw(message, self._max_image_bytes)
+            )
 
     def _on_compressed_image(self, message: CompressedImage, information: MessageInfo) -> None:
-        self._take(
-            message.header,
-            information,
-            lambda: decode_image(np.frombuffer(message.data, np.uint8), self._max_image_bytes),
-        )
+        with self._taking:
+            self._take(
+                message.header,
+                information,
+                lambda: decode_image(np.frombuffer(message.data, np.uint8), self._max_image_bytes),
+            )
 
     def _take(
         self,
@@ -268,12 +294,20 @@ class CameraNode(ManagedNode):
             if ring.failure is None:
                 self._reject(error)
             else:
-                self.fail(f"frame ring failed: {error}")
+                self._break(f"frame ring failed: {error}")
             return
         if written is None:
             self.demand.fail(waiting)
         else:
             self._tell_readers(info)
+
+    def _break(self, reason: str) -> None:
+        """Fail the node on its own thread, where transitions belong."""
+        if self._left_waiting:
+            self._broken = reason
+            self._give_up.trigger()
+        else:
+            self.fail(reason)
 
     def _tell_readers(self, info: FrameInfo) -> None:
         self.demand.serve()
@@ -291,15 +325,16 @@ class CameraNode(ManagedNode):
     def _count_missing(self, stamp_ns: int, information: MessageInfo) -> None:
         """Count the messages between the last one taken and this.
 
-        Those that came while no reader waited were replaced on purpose; the others were lost on
-        the way. The publisher's own numbers tell how many, where the middleware passes them on.
+        What came while no reader asked was replaced on purpose, by a message that then waited to be
+        taken; others were lost on the way. The publisher's own numbers tell how many, where the
+        middleware passes them on.
         """
         missing = self._gaps.add(stamp_ns)
         number = information.get("publication_sequence_number")
         if number is not None:
             missing = max(0, number - self._last_publication - 1) if self._last_publication else 0
             self._last_publication = number
-        self._counts["superseded" if self.demand.take_was_closed() else "lost"] += missing
+        self._counts["superseded" if self._left_waiting else "lost"] += missing
 
     def _reject(self, error: EdgePerceptionError) -> None:
         self._counts["rejected"] += 1

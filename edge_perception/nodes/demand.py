@@ -2,9 +2,10 @@
 
 An executor normally takes every message. A camera faster than its readers then spends Python's
 time, and the interpreter lock, on frames that nobody will see, while inference waits for both. A
-subscription in this callback group is left out of the executor's wait set until a reader asks:
-DDS keeps the newest message meanwhile (KEEP_LAST 1), replacing it without any Python. Why, and
-what it brought: docs/adr/0002-one-thread-a-node.md.
+subscription in this callback group is left out of the executor's wait set: DDS keeps the newest
+message meanwhile (KEEP_LAST 1), replacing it without any Python. A reader that asks takes it on its
+own thread; only where none is there does the executor listen, until one comes. Why, and what it
+brought: docs/adr/0002-one-thread-a-node.md.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ class Demand(MutuallyExclusiveCallbackGroup):
     a reader, or with ``always_open``, every message is taken.
     """
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, take_waiting: Callable[[], None]) -> None:
+        """``take_waiting`` takes the message that waits, if any, on the calling thread."""
         super().__init__()
         self.always_open = False
+        self._take_waiting = take_waiting
         self._readers: dict[int, Wake] = {}
         self._eager: set[int] = set()
         self._waiting: set[int] = set()
-        self._was_closed = False
         # Triggering it makes the executor look at can_execute again.
         self._reopen = node.create_guard_condition(lambda: None)
 
@@ -53,14 +55,19 @@ class Demand(MutuallyExclusiveCallbackGroup):
         self._reopen.trigger()
 
     def ask(self, token: int) -> None:
-        """Say that a reader will soon be ready for the next frame."""
+        """Ask for the next frame; returns once the message that waited, if any, is a frame."""
         self._waiting.add(token)
-        self._reopen.trigger()
+        if not self._listens_always():
+            self._take_waiting()
+        if token in self._waiting:  # no message was there, or none that makes a frame
+            self._reopen.trigger()
+
+    def _listens_always(self) -> bool:
+        return bool(self._eager) or not self._readers or self.always_open
 
     def can_execute(self, entity: Any) -> bool:
         """Tell the executor whether to listen for messages now."""
-        is_open = bool(self._waiting or self._eager) or not self._readers or self.always_open
-        self._was_closed |= not is_open
+        is_open = bool(self._waiting) or self._listens_always()
         return is_open and super().can_execute(entity)
 
     def begin(self) -> set[int]:
@@ -79,8 +86,3 @@ class Demand(MutuallyExclusiveCallbackGroup):
     def fail(self, waiting: set[int]) -> None:
         """Go on asking for those who did not get their frame."""
         self._waiting |= waiting & self._readers.keys()
-
-    def take_was_closed(self) -> bool:
-        """Return whether messages were left alone since the last call."""
-        was_closed, self._was_closed = self._was_closed, False
-        return was_closed

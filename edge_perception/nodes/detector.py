@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,11 @@ from edge_perception.nodes.runner import run
 
 if TYPE_CHECKING:
     from edge_perception.detection.tracker import Tracker
+
+# Frames that follow one another are processed in one callback, for so long at most.
+_SERVE_AFTER_S = 0.5
+# How long the next of them is awaited. A frame asked for in time is there sooner.
+_PATIENCE_S = 0.004
 
 PARAMETERS = (
     Declaration(
@@ -115,7 +121,7 @@ class DetectorNode(ManagedNode):
 
     A classifier's manifest makes it publish ``classification`` instead of ``detections``.
 
-    One frame is processed a wake-up, so that services and parameters are served between frames.
+    Services and parameters are served between frames, at the latest every half second.
     ``streams`` are given by the container; a node of its own process reads the topics that its
     parameter ``frames`` names. With several cameras the detections of all go to one topic, and the
     header's frame_id tells them apart.
@@ -139,7 +145,8 @@ class DetectorNode(ManagedNode):
         self._last_error = ""
         self._foresight = Foresight()
         self._pool = DetectionPool()
-        self._work = self.create_guard_condition(self._process_next)
+        self._frame_came = threading.Event()
+        self._work = self.create_guard_condition(self._process_waiting)
 
     def configure(self) -> None:
         """Load the model, warm it up, and make the publishers."""
@@ -168,16 +175,17 @@ class DetectorNode(ManagedNode):
 
     def activate(self) -> None:
         """Publish the class table and begin to take frames."""
+        assert self._model is not None
         self._publish_label_info()
-        self._foresight.start()
+        self._foresight.start(early=not self._model.backend.on_cpu)
         for stream in self._streams:
-            stream.start(self, self._work.trigger, eager=len(self._streams) > 1)
+            stream.start(self, self._wake, eager=len(self._streams) > 1)
 
     def deactivate(self) -> None:
         """Take no more frames."""
+        self._foresight.stop()
         for stream in self._streams:
             stream.stop()
-        self._foresight.stop()
 
     def cleanup(self) -> None:
         """Release the model."""
@@ -235,10 +243,28 @@ class DetectorNode(ManagedNode):
 
     # One frame's way.
 
-    def _process_next(self) -> None:
-        """Process the newest frame of the next camera that has one."""
-        if not self._active:  # a camera's wake-up that came too late
-            return
+    def _wake(self) -> None:
+        """Tell this node's thread, which may wait here or in the executor, of a frame."""
+        self._frame_came.set()
+        self._work.trigger()
+
+    def _process_waiting(self) -> None:
+        """Process frames as long as they come without a pause.
+
+        The executor takes longer to wake than a frame to publish, so a frame that is about to
+        come is awaited here; but services and parameters must not wait for a gap in the traffic.
+        """
+        until_s = time.monotonic() + _SERVE_AFTER_S
+        while self._active and self._process_next():
+            if time.monotonic() > until_s:
+                self._work.trigger()
+                return
+            if self._given_streams:  # handles from elsewhere come by this thread's own executor
+                self._frame_came.wait(_PATIENCE_S)
+
+    def _process_next(self) -> bool:
+        """Process the newest frame of the next camera that has one; tell whether there was one."""
+        self._frame_came.clear()
         for offset in range(len(self._streams)):
             index = (self._next_stream + offset) % len(self._streams)
             lease = self._streams[index].acquire_newest()
@@ -246,9 +272,8 @@ class DetectorNode(ManagedNode):
                 self._next_stream = index + 1
                 with lease:
                     self._process(lease, self._streams[index])
-                if len(self._streams) > 1:
-                    self._work.trigger()  # another camera's frame may have waited
-                return
+                return True
+        return False
 
     def _process(self, lease: FrameLease, stream: FrameStream) -> None:
         if not self._wanted():

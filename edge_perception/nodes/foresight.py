@@ -1,11 +1,14 @@
 """Asking for the next frame early, so that it is ready when the model gets free, and not before.
 
-Taking and decoding a frame costs the camera's thread some milliseconds. Asked for when inference
-ends, the frame comes late, and the model idles meanwhile; asked for when inference begins, it
-lies waiting and is stale by a whole inference. So the time that the model will be busy is foretold
-from the frames before, and the frame is asked for as much earlier as it takes longer to prepare
-than this thread takes to finish the last one. A wrong guess costs a few milliseconds of staleness
-or of idling, never a frame: when inference ends unforeseen, the frame is asked for at once.
+Taking and decoding a frame costs some milliseconds, and who asks does it: a thread of its own.
+Asked for when inference ends, the frame comes late, and the model idles meanwhile; asked for when
+inference begins, it lies waiting and is stale by a whole inference. So the time that the model
+will be busy is foretold from the frames before, and the frame is asked for as much earlier as it
+takes longer to prepare than the model's thread takes to finish the last one. A wrong guess costs
+a few milliseconds of staleness or of idling, never a frame: when inference ends unforeseen, the
+frame is asked for at once. Where the model runs on the CPU's own cores nothing is gained by
+asking early: fetching beside it slows it by as much. There the frame is fetched while the last
+result is put together and published.
 """
 
 from __future__ import annotations
@@ -14,8 +17,8 @@ import threading
 import time
 from collections.abc import Callable
 
-_WAKE_UP_NS = 1_000_000
-"""What the camera's executor takes to notice: two turns of its wait set, in Python."""
+_WAKE_UP_NS = 300_000
+"""What the asking thread takes to wake beside others that hold Python's lock."""
 
 _NEWEST_WEIGHT = 0.1
 
@@ -34,7 +37,7 @@ class _Average:
 
 
 class Foresight:
-    """Asks once a frame, from a thread of its own or on ``inference_ended``.
+    """Asks once a frame, from a thread of its own.
 
     Used by the thread of one node, between ``start`` and ``stop``.
     """
@@ -42,16 +45,16 @@ class Foresight:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._stopping = False
-        self._ask: Callable[[], None] | None = None
+        self._early = self._stopping = False
+        self._ask: Callable[[], object] | None = None
         self._due_ns: int | None = None
         self._began_ns = 0
         self._ended_ns = 0
         self._busy_ns, self._finish_ns, self._prepare_ns = _Average(), _Average(), _Average()
 
-    def start(self) -> None:
-        """Start the thread."""
-        self._stopping = False
+    def start(self, *, early: bool) -> None:
+        """Start the thread; ``early`` asks before inference ends, not when it does."""
+        self._early, self._stopping = early, False
         self._thread = threading.Thread(target=self._keep, name="foresight", daemon=True)
         self._thread.start()
 
@@ -64,8 +67,8 @@ class Foresight:
             self._thread.join()
             self._thread = None
 
-    def begin(self, ask: Callable[[], None]) -> None:
-        """Work on a frame begins; ``ask``, called on any thread, must return at once."""
+    def begin(self, ask: Callable[[], object]) -> None:
+        """Work on a frame begins; ``ask`` is to be called once before the next."""
         self._began_ns = time.monotonic_ns()
         with self._changed:
             self._ask = ask
@@ -79,8 +82,7 @@ class Foresight:
     def inference_ended(self) -> None:
         """Ask for the next frame, unless that was done."""
         self._ended_ns = time.monotonic_ns()
-        with self._changed:
-            self._ask_once()
+        self._set_due(self._ended_ns)
 
     def finished(self, prepare_ns: int) -> None:
         """Learn from a frame that took the camera ``prepare_ns`` and is done with now."""
@@ -91,21 +93,29 @@ class Foresight:
     @property
     def lead_ns(self) -> float:
         """How long before inference ends the next frame is asked for; 0 is not before."""
+        if not self._early:
+            return 0.0
         lead_ns = self._prepare_ns.value + _WAKE_UP_NS - self._finish_ns.value
         return min(max(lead_ns, 0.0), self._busy_ns.value)
 
-    def _ask_once(self) -> None:
-        self._due_ns = None
-        if self._ask is not None:
-            self._ask()
-            self._ask = None
+    def _set_due(self, due_ns: int) -> None:
+        with self._changed:
+            self._due_ns = due_ns
+            self._changed.notify()
 
     def _keep(self) -> None:
+        while (ask := self._await_due()) is not None:
+            ask()  # outside the lock: it takes as long as decoding a frame
+
+    def _await_due(self) -> Callable[[], object] | None:
+        """Return what to call when it is due, or None when asking ends."""
         with self._changed:
             while not self._stopping:
-                if self._due_ns is None:
+                if self._ask is None or self._due_ns is None:
                     self._changed.wait()
                 elif (left_ns := self._due_ns - time.monotonic_ns()) > 0:
                     self._changed.wait(left_ns / 1e9)
                 else:
-                    self._ask_once()
+                    ask, self._ask, self._due_ns = self._ask, None, None
+                    return ask
+        return None

@@ -177,14 +177,56 @@ def test_messages_are_taken_only_while_a_reader_waits(camera: CameraNode) -> Non
     assert camera.demand.can_execute(subscription), "nobody left to ask"
 
 
-def test_what_comes_while_no_reader_waits_is_superseded_and_not_lost(camera: CameraNode) -> None:
+class LeftWaiting:
+    """A subscription in place of the node's, where messages wait that nobody listened for."""
+
+    msg_type = Image
+
+    def __init__(self, camera: CameraNode) -> None:
+        self.handle = self
+        self.callback = camera._on_image
+        self.messages: list[tuple[Image, dict[str, int]]] = []
+
+    def __enter__(self) -> LeftWaiting:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def take_message(self, _type: object, _raw: bool) -> tuple[Image, dict[str, int]] | None:
+        return self.messages.pop() if self.messages else None
+
+
+def test_what_comes_while_no_reader_asks_is_superseded_and_not_lost(
+    camera: CameraNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = LeftWaiting(camera)
+    monkeypatch.setattr(camera, "_subscription", waiting)
     stream = LocalFrameStream(camera)
     stream.start(camera, lambda: None, eager=False)
     camera._on_image(image(1), {"publication_sequence_number": 10})
-    camera.demand.can_execute(None)  # the executor looks, and leaves the messages alone
-    stream.want_next()
-    camera._on_image(image(2), {"publication_sequence_number": 14})
-    stream.want_next()
+    waiting.messages = [(image(2), {"publication_sequence_number": 14})]
+    stream.want_next()  # takes the one that waits: three before it were replaced
+    stream.want_next()  # none waits: the executor listens from now on
     camera._on_image(image(3), {"publication_sequence_number": 17})
     counters = camera.counters()
+    assert counters["received"] == 3
     assert (counters["superseded"], counters["lost_before_camera"]) == (3, 2)
+
+
+def test_a_reader_that_asks_takes_the_waiting_message_itself(
+    camera: CameraNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subscription, waiting = camera._subscription, LeftWaiting(camera)
+    monkeypatch.setattr(camera, "_subscription", waiting)
+    stream = LocalFrameStream(camera)
+    stream.start(camera, lambda: None, eager=False)
+    camera._on_image(image(1), {})
+    waiting.messages = [(image(2), {})]
+    stream.want_next()
+    assert camera.counters()["ring_written"] == 2
+    assert not camera.demand.can_execute(subscription), "served: the executor need not listen"
+    waiting.messages = [(image(3, encoding="smoke"), {})]
+    stream.want_next()
+    assert camera.demand.can_execute(subscription), "a rejected image serves nobody"
+    stream.stop()
