@@ -290,6 +290,7 @@ class DetectorNode(ManagedNode):
             self._counts["failed"] += 1
             self._last_error = str(error)
             self._foresight.inference_ended()
+            self._foresight.finished(0)
             return
         except Exception as error:  # a runtime that breaks must not take the process along
             self.fail(f"inference failed: {type(error).__name__}: {error}")
@@ -308,7 +309,6 @@ class DetectorNode(ManagedNode):
         self, lease: FrameLease, stream: FrameStream, recorder: SpanRecorder
     ) -> Detections | Classification:
         assert self._model is not None
-        # The next frame is decoded while this one's result is put together and published.
         asking = self._foresight.inference_ended
         given = (lease.pixels, lease.info.format, self._settings, recorder, asking)
         if isinstance(self._model, Classifier):

@@ -1,14 +1,17 @@
-"""Asking for the next frame early, so that it is ready when the model gets free, and not before.
+"""Asking for the next frame at the right moment.
 
-Taking and decoding a frame costs some milliseconds, and who asks does it: a thread of its own.
-Asked for when inference ends, the frame comes late, and the model idles meanwhile; asked for when
-inference begins, it lies waiting and is stale by a whole inference. So the time that the model
-will be busy is foretold from the frames before, and the frame is asked for as much earlier as it
-takes longer to prepare than the model's thread takes to finish the last one. A wrong guess costs
-a few milliseconds of staleness or of idling, never a frame: when inference ends unforeseen, the
-frame is asked for at once. Where the model runs on the CPU's own cores nothing is gained by
-asking early: fetching beside it slows it by as much. There the frame is fetched while the last
-result is put together and published.
+Taking and decoding a frame costs some milliseconds, and who asks does it. While a GPU works, a
+thread of its own does: asked for when inference ends, the frame would come late, and the model idle
+meanwhile; asked for when inference begins, it would lie waiting and be stale by a whole inference.
+So the time that the model will be busy is foretold from the frames before, and the frame is asked
+for as much earlier as it takes longer to prepare than the model's thread takes to finish the last
+one. A wrong guess costs a few milliseconds of staleness or of idling, never a frame: when inference
+ends unforeseen, the frame is asked for at once.
+
+Where the model runs on the CPU's own cores nothing is gained by a second thread: what it does
+beside inference slows inference by as much, and what it does beside Python waits for the
+interpreter's lock. There the node's own thread asks when all else is done, and has the newest frame
+there is.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ class _Average:
 
 
 class Foresight:
-    """Asks once a frame, from a thread of its own.
+    """Asks once a frame.
 
     Used by the thread of one node, between ``start`` and ``stop``.
     """
@@ -53,10 +56,11 @@ class Foresight:
         self._busy_ns, self._finish_ns, self._prepare_ns = _Average(), _Average(), _Average()
 
     def start(self, *, early: bool) -> None:
-        """Start the thread; ``early`` asks before inference ends, not when it does."""
+        """Begin; ``early`` asks on another thread before inference ends, otherwise after all."""
         self._early, self._stopping = early, False
-        self._thread = threading.Thread(target=self._keep, name="foresight", daemon=True)
-        self._thread.start()
+        if early:
+            self._thread = threading.Thread(target=self._keep, name="foresight", daemon=True)
+            self._thread.start()
 
     def stop(self) -> None:
         """Ask for nothing more, and end the thread."""
@@ -80,15 +84,20 @@ class Foresight:
                 self._changed.notify()
 
     def inference_ended(self) -> None:
-        """Ask for the next frame, unless that was done."""
+        """Have the next frame asked for, unless that was done or is too early."""
         self._ended_ns = time.monotonic_ns()
-        self._set_due(self._ended_ns)
+        if self._early:
+            self._set_due(self._ended_ns)
 
     def finished(self, prepare_ns: int) -> None:
-        """Learn from a frame that took the camera ``prepare_ns`` and is done with now."""
-        self._busy_ns.add(self._ended_ns - self._began_ns)
-        self._finish_ns.add(time.monotonic_ns() - self._ended_ns)
-        self._prepare_ns.add(prepare_ns)
+        """Ask at the latest now, and learn from a frame that took the camera ``prepare_ns``."""
+        if self._early:
+            self._busy_ns.add(self._ended_ns - self._began_ns)
+            self._finish_ns.add(time.monotonic_ns() - self._ended_ns)
+            self._prepare_ns.add(prepare_ns)
+        elif self._ask is not None:
+            ask, self._ask = self._ask, None
+            ask()
 
     @property
     def lead_ns(self) -> float:

@@ -70,11 +70,15 @@ def test_a_frame_is_asked_for_once_though_it_was_foreseen(foresight: Foresight) 
     assert asks.count == 1
 
 
-def test_beside_a_model_on_the_cpu_nothing_is_asked_for_early() -> None:
-    foresight = Foresight()
+def test_beside_a_model_on_the_cpu_its_own_thread_asks_after_all_else() -> None:
+    foresight, threads = Foresight(), []
     foresight.start(early=False)
-    work(foresight, Asks(), infer_s=0.05, prepare_ms=20)
-    assert foresight.lead_ns == 0
+    for _ in range(2):
+        foresight.begin(lambda: threads.append(threading.current_thread()))
+        foresight.inference_ended()
+        assert not threads
+        foresight.finished(20 * MS)
+        assert threads.pop() is threading.current_thread()
     foresight.stop()
 
 
