@@ -88,4 +88,5 @@ def test_idle_graph_is_measured_without_a_listener(load: Load, tmp_path: Path) -
     told = graph.idle(load, Model(write_detector(tmp_path), threads=1))
     assert told["seconds"] == load.seconds
     assert told["camera_fps"] == load.fps
-    assert float(str(told["cpu_share_of_one_core"])) > 0
+    # The kernel counts in ticks of 10 ms: a graph that does next to nothing may use none.
+    assert 0 <= float(str(told["cpu_share_of_one_core"])) < 1
