@@ -55,7 +55,9 @@ def test_linear_layer_gathers_its_input_by_the_stored_order() -> None:
         plain.codes, plain.scales, plain.zeros, bits=4, group_size=32, input_order=order
     )
     inputs = torch.randn(3, 64)
-    torch.testing.assert_close(PackedLinear(ordered)(inputs), PackedLinear(plain)(inputs[:, order]))
+    expected = PackedLinear(plain)(inputs[:, order])
+    # The order of the inputs is the order of a float32 sum: its rounding differs, nothing else.
+    torch.testing.assert_close(PackedLinear(ordered)(inputs), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_linear_layer_hands_back_the_weight_it_was_given() -> None:
