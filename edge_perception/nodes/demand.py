@@ -22,8 +22,9 @@ Wake = Callable[[], None]
 class Demand(MutuallyExclusiveCallbackGroup):
     """The readers of one camera, and which of them wait for a frame.
 
-    ``join``, ``leave`` and ``ask`` may be called on any thread; the rest on the camera's. Without
-    a reader, or with ``always_open``, every message is taken.
+    ``join``, ``leave`` and ``ask`` may be called on any thread; ``begin``, ``serve`` and ``fail``
+    on whichever takes a message, one at a time. Without a reader, or with ``always_open``, every
+    message is taken.
     """
 
     def __init__(self, node: Node, take_waiting: Callable[[], None]) -> None:
