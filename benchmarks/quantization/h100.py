@@ -31,7 +31,7 @@ from edge_perception.quantization.evaluate import gap_share, measure_fidelity, w
 from edge_perception.quantization.grid import WeightFormat
 from edge_perception.quantization.ladder import quantise_copy
 from edge_perception.quantization.pipeline import quantize_tower
-from edge_perception.quantization.recipe import recipe_for
+from edge_perception.quantization.recipe import Recipe, Scaling, recipe_for
 from edge_perception.quantization.streaming import record_samples
 from edge_perception.quantization.structure import Tower, find_towers
 from edge_perception.vlm.loaders.gguf import GgufCheckpoint
@@ -90,6 +90,16 @@ def load_smollm2(folder: Path, device: torch.device) -> nn.Module:
     return model.to(device).eval()
 
 
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """What tells two runs of one method and format apart."""
+    return {
+        "float_target": recipe.float_target, "clipping": recipe.clipping.value,
+        "alpha": recipe.alpha if recipe.scaling is Scaling.SMOOTHQUANT else None,
+        "activations": recipe.activations.value, "damping": recipe.damping,
+        "activation_order": recipe.activation_order, "odd_width": recipe.odd_width.value,
+    }  # fmt: skip
+
+
 def token_ids(folder: Path, name: str) -> Tensor:
     """A text's token ids."""
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
@@ -135,9 +145,11 @@ def run_smollm2(arguments: argparse.Namespace) -> None:
         report["runs"].append(
             {
                 "name": run.name, "method": run.recipe.method, "implementation": "ours",
-                **asdict(form), "ppl": got.perplexity, "gap_share_of_rtn": share, "kl": got.kl,
+                **asdict(form), **settings_of(run.recipe), "ppl": got.perplexity, "gap_share_of_rtn": share, "kl": got.kl,
                 "agreement": got.agreement, "seconds": made.seconds, "bytes": made.bytes,
-                "calibration_tokens": sum(c.numel() for c in calibration),
+                "calibration_tokens": (
+                    sum(c.numel() for c in calibration) if run.recipe.needs_calibration else 0
+                ),
             }
         )  # fmt: skip
         print(

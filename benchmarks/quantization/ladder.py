@@ -9,6 +9,7 @@ from edge_perception.quantization.grid import PER_CHANNEL, WeightFormat
 from edge_perception.quantization.recipe import (
     Activations,
     Clipping,
+    OddWidth,
     Recipe,
     recipe_for,
 )
@@ -70,14 +71,34 @@ def _all_runs() -> list[Run]:
             Run(f"{b}-awq+gptq-16", recipe_for("awq+gptq", g64), windows=16),
             Run(f"{b}-awq+gptq-512", recipe_for("awq+gptq", g64), window_length=512),
         ]
-    for form in (WeightFormat(4, 32), WeightFormat(4, 64, True), WeightFormat(4, PER_CHANNEL)):
-        tag = f"b4-g{form.group_size}{'-sym' if form.symmetric else ''}"
-        runs += [Run(f"{tag}-{m}", recipe_for(m, form)) for m in ("rtn", "awq", "awq+gptq")]
-    runs.append(Run("w8a8", recipe_for("w8a8")))
-    runs.append(Run("w8a8-static", recipe_for("w8a8", activations=Activations.STATIC)))
-    for alpha in (0.3, 0.5, 0.7, 0.85):
-        runs.append(Run(f"smoothquant-{alpha}", recipe_for("smoothquant", alpha=alpha)))
-    runs.append(
-        Run("smoothquant-static", recipe_for("smoothquant", activations=Activations.STATIC))
-    )
+    for tag, form in _OTHER_FORMS.items():
+        runs += [
+            Run(f"{tag}-{m}", recipe_for(m, form, odd_width=OddWidth.SHRINK_GROUP))
+            for m in ("rtn", "awq", "gptq", "awq+gptq")
+        ]
+    for suffix, activations in (("", Activations.DYNAMIC), ("-static", Activations.STATIC)):
+        runs.append(Run(f"w8a8{suffix}", recipe_for("w8a8", activations=activations)))
+        runs += [
+            Run(
+                f"smoothquant{suffix}-{alpha}",
+                recipe_for("smoothquant", alpha=alpha, activations=activations),
+            )
+            for alpha in SMOOTHQUANT_ALPHAS
+        ]
     return runs
+
+
+SMOOTHQUANT_ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9)
+
+# At group 128 SmolLM2's layers 576 wide (all but down_proj) get 64: 128 does not divide them.
+_OTHER_FORMS = {
+    "b4-g128": WeightFormat(4, 128),
+    "b4-g32": WeightFormat(4, 32),
+    "b4-sym": WeightFormat(4, 64, symmetric=True),
+    "b4-channel": WeightFormat(4, PER_CHANNEL),
+    "b3-g128": WeightFormat(3, 128),
+    "b3-g32": WeightFormat(3, 32),
+    "b3-sym": WeightFormat(3, 64, symmetric=True),
+    "b3-channel": WeightFormat(3, PER_CHANNEL),
+    "b8-channel": WeightFormat(8, PER_CHANNEL),
+}
