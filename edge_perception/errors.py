@@ -87,3 +87,11 @@ class RenderError(EdgePerceptionError):
 
 class DecodingError(EdgePerceptionError):
     """A prompt, a sampling option or a step that a language model cannot decode with."""
+
+
+class RequestError(EdgePerceptionError):
+    """A prompt message that is malformed, too long, or asks for what cannot be answered."""
+
+
+class DeviceMemoryError(EdgePerceptionError):
+    """The memory of the device that runs a model does not suffice for what was asked."""

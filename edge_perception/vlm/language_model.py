@@ -6,7 +6,7 @@ token, has been chosen and not yet been run. Prefill and every step end by choos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,13 +15,9 @@ from torch import Tensor
 
 from edge_perception.errors import DecodingError
 from edge_perception.vlm.sampling import Sampling
+from edge_perception.vlm.turns import Yield, go_on
 
-Yield = Callable[[], None]
-"""Called where a step or a prefill may wait: a detector's turn on the GPU."""
-
-
-def go_on() -> None:
-    """The ``Yield`` that does not wait."""
+__all__ = ["LanguageModel", "Prompt", "Yield", "agreeing", "check_room", "go_on"]
 
 
 @dataclass(frozen=True)

@@ -9,39 +9,16 @@ is exact for sampling as it is for greedy decoding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from edge_perception.errors import DecodingError
+from edge_perception.core.sampling import GREEDY, Sampling
+
+__all__ = ["GREEDY", "Sampling", "choose_tokens", "uniform_at"]
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to choose: ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 keep every word."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature <= 100.0:
-            raise DecodingError("temperature", expected="0 to 100", got=self.temperature)
-        if self.top_k < 0:
-            raise DecodingError("top_k", expected="0 (all words) or more", got=self.top_k)
-        if not 0.0 < self.top_p <= 1.0:
-            raise DecodingError("top_p", expected="above 0, up to 1", got=self.top_p)
-        if not 0 <= self.seed < 1 << 63:
-            raise DecodingError("seed", expected="0 to 2^63 - 1", got=self.seed)
-
-
-GREEDY = Sampling()
 
 
 def uniform_at(seed: int, slots: Tensor) -> Tensor:
