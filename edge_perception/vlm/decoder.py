@@ -3,11 +3,13 @@
 At batch 1 a decode step is bound by the bytes of the weights, and a small model by the launches
 of its kernels. So nothing here moves or allocates from token to token: the cache has its full
 size from the start, what a step depends on (the pending token, the sequence's length, the
-rotary offset) lies in device tensors, and the step's last act is to choose the next token and
-put it where the next step looks for it. A step is divided into k *segments* of whole layers;
-``decode_segment(i)`` touches device tensors alone, so that each can be captured as one CUDA graph
-and replayed. Between segments the caller may yield: a token takes 30 ms on an Orin, and a
-detector cannot wait that long. On the CPU the same code simply runs.
+rotary offset) lies in device tensors (``StepState``), and the step's last act is to choose the
+next token and put it where the next step looks for it. A step is divided into k *segments* of
+whole layers; ``run_segment(i)`` touches device tensors alone, so that each can be captured as one
+CUDA graph and replayed (``graphs``). Between segments the caller may yield: a token takes 30 ms on
+an Orin, and a detector cannot wait that long. On the CPU the same code simply runs.
+
+A draft is verified by the same segments, with up to eight rows instead of one.
 
 Left out: batches of several sequences (a robot asks one question at a time), paged caches (one
 sequence needs no pages), tensor parallelism. The price of a static cache is its memory, taken
@@ -17,6 +19,7 @@ whether the context is used or not; the planner counts it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -47,6 +50,36 @@ from edge_perception.vlm.weights import DecoderWeights, LayerWeights
 
 PREFILL_CHUNK = 512
 """Rows of a prompt that run at once: bounds the activations' memory and the wait of others."""
+
+SegmentRunner = Callable[[int, int], None]
+"""Runs segment i of a step of so many rows: ``Decoder.run_segment``, or a replay of it."""
+
+
+@dataclass(frozen=True)
+class StepState:
+    """What a step reads and leaves for the next, at addresses that never change.
+
+    ``tokens`` int64 [8]: the pending token, then a draft. ``chosen`` int64 [8]: the token after
+    each of them. ``first`` int64 [1]: the slot of row 0, the sequence's length. ``offset`` int64
+    [1]: position less slot. ``hidden`` [8, H]: rows on their way from one segment to the next.
+    """
+
+    tokens: Tensor
+    chosen: Tensor
+    first: Tensor
+    offset: Tensor
+    hidden: Tensor
+
+    @classmethod
+    def allocate(cls, hidden_size: int, dtype: torch.dtype, device: torch.device) -> StepState:
+        """A state of zeros."""
+
+        def zeros(*size: int, kind: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(size, dtype=kind, device=device)
+
+        rows = SAME_ORDER_ROWS
+        hidden = zeros(rows, hidden_size, kind=dtype)
+        return cls(zeros(rows), zeros(rows), zeros(1), zeros(1), hidden)
 
 
 class Decoder:
@@ -95,11 +128,8 @@ class Decoder:
         )
         self._rotary = rotary_table(weights, capacity)
         self._layouts = [_head_layout(weights, index) for index in range(shape.layers)]
-        # What a decode step reads and leaves for the next; `_length` is known to the host too.
-        self._pending = torch.zeros(1, dtype=torch.int64, device=self._device)
-        self._first = torch.zeros(1, dtype=torch.int64, device=self._device)
-        self._offset = torch.zeros(1, dtype=torch.int64, device=self._device)
-        self._hidden = torch.zeros(1, shape.hidden_size, dtype=weights.dtype, device=self._device)
+        self.state = StepState.allocate(shape.hidden_size, weights.dtype, self._device)
+        self.runner: SegmentRunner = self.run_segment
         self._length = 0
         self._has_pending = False
 
@@ -130,31 +160,10 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self, between: Yield = go_on) -> int:
-        self._expect_pending()
-        check_room(self._length, 1, self.capacity)
-        for index in range(len(self.segments)):
-            if index:
-                between()
-            self.decode_segment(index)
+        self.expect_room(1)
+        self._run_segments(1, between)
         self._length += 1
-        return int(self._pending)
-
-    def decode_segment(self, index: int) -> None:
-        """Run segment ``index`` of a decode step, reading and writing device tensors alone.
-
-        The first embeds the pending token; the last also chooses the next one and counts the
-        length on. This is what a CUDA graph captures; call ``step`` to decode.
-        """
-        span = Span(self._first, 1, self.capacity)
-        if index == 0:
-            self._hidden.copy_(self._embed(self._pending))
-        hidden = self._run_layers(self.segments[index], self._hidden, self._positions(span), span)
-        if index < len(self.segments) - 1:
-            self._hidden.copy_(hidden)
-            return
-        chosen = self._operators.sample(self._logits(hidden), self.sampling, span.slots)
-        self._pending.copy_(chosen)
-        self._first.add_(1)
+        return int(self.state.tokens[0])
 
     @torch.inference_mode()
     def verify(self, draft: Sequence[int], between: Yield = go_on) -> list[int]:
@@ -162,20 +171,52 @@ class Decoder:
             raise DecodingError(
                 "draft", expected=f"1 to {SAME_ORDER_ROWS - 1} tokens", got=len(draft)
             )
-        self._expect_pending()
-        check_room(self._length, 1 + len(draft), self.capacity)
-        guesses = torch.tensor(list(draft), dtype=torch.int64, device=self._device)
-        span = Span(self._first, 1 + len(draft), self._length + 1 + len(draft))
-        hidden = self._embed(torch.cat((self._pending, guesses)))
-        for index, layers in enumerate(self.segments):
+        rows = 1 + len(draft)
+        self.expect_room(rows)
+        self.state.tokens[1:rows] = torch.tensor(list(draft), device=self._device)
+        self._run_segments(rows, between)
+        chosen: list[int] = self.state.chosen[:rows].tolist()
+        accepted = 1 + agreeing(draft, chosen)
+        self.settle(self._length + accepted, chosen[accepted - 1])
+        return chosen[:accepted]
+
+    def _run_segments(self, rows: int, between: Yield) -> None:
+        for index in range(len(self.segments)):
             if index:
                 between()
-            hidden = self._run_layers(layers, hidden, self._positions(span), span)
-        chosen = self._operators.sample(self._logits(hidden), self.sampling, span.slots).tolist()
-        accepted = 1 + agreeing(draft, chosen)
-        self._count_on(accepted)
-        self._pending.fill_(chosen[accepted - 1])
-        return [int(token) for token in chosen[:accepted]]
+            self.runner(index, rows)
+
+    def run_segment(self, index: int, rows: int) -> None:
+        """Run segment ``index`` of a step of ``rows`` rows (1 to 8), on device tensors alone.
+
+        The first segment embeds ``state.tokens``; the last one chooses the tokens after them and,
+        of a single row, makes that the pending one and counts the length on. This is what a CUDA
+        graph captures; call ``step`` or ``verify`` to decode.
+        """
+        state, span = self.state, Span(self.state.first, rows, self.capacity)
+        hidden = self._embed(state.tokens[:rows]) if index == 0 else state.hidden[:rows]
+        hidden = self._run_layers(self.segments[index], hidden, self._positions(span), span)
+        if index < len(self.segments) - 1:
+            state.hidden[:rows].copy_(hidden)
+            return
+        chosen = self._operators.sample(self._logits(hidden), self.sampling, span.slots)
+        if rows > 1:  # whether they were guessed is the host's to find
+            state.chosen[:rows].copy_(chosen)
+            return
+        state.tokens[:1].copy_(chosen)
+        state.first.add_(1)
+
+    def settle(self, length: int, pending: int) -> None:
+        """Let the sequence have ``length`` tokens in the cache, and ``pending`` be the next."""
+        self._length = length
+        self.state.first.fill_(length)
+        self.state.tokens[:1].fill_(pending)
+
+    def expect_room(self, rows: int) -> None:
+        """Raise ``DecodingError`` where no token is pending or ``rows`` more do not fit."""
+        if not self._has_pending:
+            raise DecodingError("no token to go on from", mend="Prefill a prompt first.")
+        check_room(self._length, rows, self.capacity)
 
     def rewind(self, length: int) -> None:
         if not 0 <= length <= self._length:
@@ -183,9 +224,9 @@ class Decoder:
                 "rewinding", expected=f"a length from 0 to {self._length}", got=length
             )
         self._length = length
-        self._first.fill_(length)
+        self.state.first.fill_(length)
         if length == 0:
-            self._offset.zero_()
+            self.state.offset.zero_()
         self._has_pending = False
 
     def _check(self, prompt: Prompt) -> None:
@@ -214,7 +255,7 @@ class Decoder:
                 between()
             part = slice(start, min(start + self._chunk, len(prompt)))
             rows = part.stop - part.start
-            span = Span(self._first, rows, self._length + rows)
+            span = Span(self.state.first, rows, self._length + rows, start=self._length)
             hidden = self._prompt_rows(prompt, tokens, part)
             positions = self._prompt_positions(prompt, part, span)
             hidden = self._run_layers(range(len(self._layouts)), hidden, positions, span)
@@ -236,10 +277,10 @@ class Decoder:
     def _shift_after(self, prompt: Prompt) -> None:
         """Let positions go on after the largest of the prompt's own (an image takes few)."""
         if prompt.positions is not None:
-            self._offset.fill_(int(prompt.positions.max()) + 1 - self._length)
+            self.state.offset.fill_(int(prompt.positions.max()) + 1 - self._length)
 
     def _positions(self, span: Span) -> Tensor:
-        return span.slots + self._offset
+        return span.slots + self.state.offset
 
     def _embed(self, token_ids: Tensor) -> Tensor:
         return self._operators.embed(token_ids, self.weights.embedding, self.weights.dtype)
@@ -268,17 +309,14 @@ class Decoder:
         )
 
     def _choose(self, hidden: Tensor, slots: Tensor) -> int:
-        self._pending.copy_(self._operators.sample(self._logits(hidden), self.sampling, slots))
+        chosen = self._operators.sample(self._logits(hidden), self.sampling, slots)
+        self.state.tokens[:1].copy_(chosen)
         self._has_pending = True
-        return int(self._pending)
+        return int(chosen)
 
     def _count_on(self, rows: int) -> None:
         self._length += rows
-        self._first.add_(rows)
-
-    def _expect_pending(self) -> None:
-        if not self._has_pending:
-            raise DecodingError("no token to go on from", mend="Prefill a prompt first.")
+        self.state.first.add_(rows)
 
 
 def load_decoder(

@@ -39,15 +39,19 @@ class Span:
     """The neighbouring cache slots ``first .. first + rows - 1`` that a call's rows go to.
 
     ``first`` is int64 [1] on the device; ``bound`` is at least first + rows, on the host.
+    ``start`` is first's value where the host knows it: in a prefill, never in a graph.
     """
 
     first: Tensor
     rows: int
     bound: int
+    start: int | None = None
 
     @property
     def slots(self) -> Tensor:
         """The slots, int64 [rows], on the device."""
+        if self.rows == 1:
+            return self.first
         return self.first + torch.arange(self.rows, device=self.first.device)
 
 

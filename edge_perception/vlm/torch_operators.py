@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.bias import causal_lower_right
 
 from edge_perception.vlm.kv_cache import KvLayer
 from edge_perception.vlm.operators import SAME_ORDER_ROWS, HeadLayout, RotaryTable, Span
@@ -55,7 +56,10 @@ def rotate(vectors: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 
 
 class TorchOperators:
-    """``Operators`` in torch, on any device; ``attend`` synchronises where that is a GPU."""
+    """``Operators`` in torch, on any device.
+
+    On a GPU ``attend`` synchronises where the host does not know the span's start.
+    """
 
     def embed(
         self, token_ids: Tensor, table: FloatWeight | PackedWeight, dtype: torch.dtype
@@ -94,7 +98,8 @@ class TorchOperators:
             keys = rms_norm(keys, layout.key_norm, layout.norm_eps)
         cosines, sines = rotary.at(positions)
         cache.write(span.slots, rotate(keys, cosines, sines), values)
-        return _attend_to_cache(rotate(queries, cosines, sines), layout, cache, int(span.first))
+        start = int(span.first) if span.start is None else span.start
+        return _attend_to_cache(rotate(queries, cosines, sines), layout, cache, start)
 
     def sample(self, logits: Tensor, sampling: Sampling, slots: Tensor) -> Tensor:
         return choose_tokens(logits, sampling, slots)
@@ -110,20 +115,28 @@ def _attend_to_cache(queries: Tensor, layout: HeadLayout, cache: KvLayer, first:
         )
     oldest = 0 if layout.window is None else max(0, first - layout.window + 1)
     keys, values = cache.read(first + rows, queries.dtype)
-    mask = _visible(first, rows, oldest, layout.window).to(queries.device)
     attended = functional.scaled_dot_product_attention(
         queries.transpose(0, 1).unsqueeze(0),
         keys[None, :, oldest:],
         values[None, :, oldest:],
-        attn_mask=mask,
+        attn_mask=_mask(first, rows, oldest, layout.window, queries.device),
         enable_gqa=True,
     )
     return attended.squeeze(0).transpose(0, 1).reshape(rows, -1)
 
 
-def _visible(first: int, rows: int, oldest: int, window: int | None) -> Tensor:
-    """Which slots from ``oldest`` on each row sees, bool [rows, first + rows - oldest]."""
-    own = torch.arange(first, first + rows).unsqueeze(1)
-    slots = torch.arange(oldest, first + rows).unsqueeze(0)
-    seen = slots <= own
-    return seen if window is None else seen & (slots > own - window)
+def _mask(
+    first: int, rows: int, oldest: int, window: int | None, device: torch.device
+) -> Tensor | None:
+    """Which slots, from ``oldest`` on, each of the rows at slots ``first`` on sees.
+
+    Without a window it is a causal mask that takes no memory, with which a GPU's fastest attention
+    runs; with one, bool [rows, first + rows - oldest]. One row sees all: None.
+    """
+    if rows == 1:
+        return None
+    if window is None:
+        return causal_lower_right(rows, first + rows)
+    own = torch.arange(first, first + rows, device=device).unsqueeze(1)
+    slots = torch.arange(oldest, first + rows, device=device).unsqueeze(0)
+    return (slots <= own) & (slots > own - window)

@@ -68,14 +68,14 @@ def test_graphs_of_the_segments_replay_the_steps(kernels) -> None:
     with torch.inference_mode():
         for index in range(2):
             graphs.append(torch.cuda.CUDAGraph())
-            with torch.cuda.graph(graphs[-1]):
-                decoder.decode_segment(index)
+            with torch.cuda.graph(graphs[-1], capture_error_mode="thread_local"):
+                decoder.run_segment(index, 1)
         decoder.rewind(0)
         tokens = [decoder.prefill(PROMPT)]
         for _ in range(10):
             for graph in graphs:
                 graph.replay()
-            tokens.append(int(decoder._pending))
+            tokens.append(int(decoder.state.tokens[0]))
     assert tokens == wanted
 
 
