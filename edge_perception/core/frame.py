@@ -14,8 +14,8 @@ class FrameInfo:
     ``sequence`` counts the sound frames of its camera from 1, also those for which the ring had
     no slot, so that a reader can count what it missed. ``stamp_ns`` and ``frame_id`` are the
     source header's, unchanged.
-    ``receive_ns`` (the callback's start) and ``decoded_ns`` (pixels complete, before the write
-    into the ring) are ``time.monotonic_ns``, comparable between the processes of one host;
+    ``receive_ns`` (the callback's start) and ``decoded_ns`` (pixels complete, or what makes them
+    queued on the GPU) are ``time.monotonic_ns``, comparable between the processes of one host;
     ``receive_stamp_ns`` is the callback's start in ROS time, comparable with ``stamp_ns``.
     """
 

@@ -1,10 +1,10 @@
 """Slots that a GPU reads: device memory, shared between processes or not, and mapped host memory.
 
-*Device memory* (discrete GPUs). The writer copies a frame into the slot's pinned staging buffer,
-queues the upload on the ring's stream behind the readers' read-done events, and records the
-slot's write-done event; neither copy nor event blocks the CPU. A staging buffer is free again
-when its upload is done, which a slot's turn in the ring makes certain in practice; if not, the
-slot counts as in use.
+*Device memory* (discrete GPUs). The writer fills the slot's pinned staging buffer, queues the
+upload on the ring's stream behind the readers' read-done events, and records the slot's write-done
+event; neither copy nor event blocks the CPU. A decoder on the GPU queues its work on that stream
+instead, and nothing is staged. A staging buffer is free again when its upload is done, which a
+slot's turn in the ring makes certain in practice; if not, the slot counts as in use.
 
 *Mapped memory* (Jetson, whose GPU reads host memory anyway and has no legacy CUDA IPC). The slots
 are shared memory registered with CUDA in every process. There is no upload: the CPU writes, so a
@@ -15,7 +15,7 @@ reader in another process lets its own CPU wait for its last kernel before it gi
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from cuda.bindings import driver
@@ -69,18 +69,26 @@ class DeviceMemory:
     def dlpack_device(self) -> tuple[int, int]:
         return (dlpack.CUDA, self._device.ordinal)
 
-    def write(self, slot: int, pixels: UInt8Array, read_done: Sequence[ReadDone]) -> None:
+    def staging(self, slot: int, size_bytes: int) -> UInt8Array:
+        return view_host(self._staged(slot, size_bytes), size_bytes)
+
+    def commit(self, slot: int, size_bytes: int, read_done: Sequence[ReadDone]) -> None:
+        staged = self._staged(slot, size_bytes)
+
+        def upload(target: int, stream: int) -> None:
+            result = driver.cuMemcpyHtoDAsync(target, staged, size_bytes, stream)
+            checked(result, "uploading a frame")
+
+        self.fill_on_device(slot, read_done, upload)
+
+    def fill_on_device(
+        self, slot: int, read_done: Sequence[ReadDone], enqueue: Callable[[int, int], None]
+    ) -> None:
         self._device.make_current()
-        staged = self._staged(slot, pixels.size)
-        np.copyto(staged, pixels)
         marks = set(_events(read_done))
         for event in marks:
             event.hold_back(self._stream.handle)
-        target = self._base + slot * self._stride
-        checked(
-            driver.cuMemcpyHtoDAsync(target, staged.ctypes.data, pixels.size, self._stream.handle),
-            "uploading a frame",
-        )
+        enqueue(self.device_pointer(slot), self._stream.handle)
         self._write_done[slot].record(self._stream.handle)
         self._recycle(marks)
 
@@ -90,6 +98,10 @@ class DeviceMemory:
 
     def host_view(self, slot: int, size_bytes: int) -> UInt8Array:
         raise _on_device_only()
+
+    def download(self, slot: int, size_bytes: int) -> UInt8Array:
+        self._device.make_current()
+        return _downloaded(self.device_pointer(slot), size_bytes, self._write_done[slot])
 
     def device_pointer(self, slot: int) -> int:
         return self._base + slot * self._stride
@@ -159,10 +171,11 @@ class DeviceMemory:
                 event.close()
         self._spare.extend(waited)
 
-    def _staged(self, slot: int, size_bytes: int) -> UInt8Array:
+    def _staged(self, slot: int, size_bytes: int) -> int:
+        """Return the address of a slot's staging buffer."""
         if self._closed or not (0 <= slot < self._slots and size_bytes <= self._slot_bytes):
             raise FrameError("access outside the ring's slots", got=(slot, size_bytes))
-        return view_host(self._staging + slot * self._stride, size_bytes)
+        return self._staging + slot * self._stride
 
 
 class ImportedDeviceMemory:
@@ -192,14 +205,26 @@ class ImportedDeviceMemory:
     def dlpack_device(self) -> tuple[int, int]:
         return (dlpack.CUDA, self._device.ordinal)
 
-    def write(self, slot: int, pixels: UInt8Array, read_done: Sequence[ReadDone]) -> None:
-        raise FrameError("a reader does not write")
+    def staging(self, slot: int, size_bytes: int) -> UInt8Array:
+        raise _reader_writes()
+
+    def commit(self, slot: int, size_bytes: int, read_done: Sequence[ReadDone]) -> None:
+        raise _reader_writes()
+
+    def fill_on_device(
+        self, slot: int, read_done: Sequence[ReadDone], enqueue: Callable[[int, int], None]
+    ) -> None:
+        raise _reader_writes()
 
     def must_wait(self, slot: int, read_done: Sequence[ReadDone]) -> bool:
         return True
 
     def host_view(self, slot: int, size_bytes: int) -> UInt8Array:
         raise _on_device_only()
+
+    def download(self, slot: int, size_bytes: int) -> UInt8Array:
+        self._device.make_current()
+        return _downloaded(self.device_pointer(slot), size_bytes, self._write_done[slot])
 
     def device_pointer(self, slot: int) -> int:
         return self._base + slot * self._stride
@@ -264,16 +289,28 @@ class MappedMemory:
     def dlpack_device(self) -> tuple[int, int]:
         return (dlpack.CUDA, self._device.ordinal)  # what a GPU reader may do with the pointer
 
-    def write(self, slot: int, pixels: UInt8Array, read_done: Sequence[ReadDone]) -> None:
+    def staging(self, slot: int, size_bytes: int) -> UInt8Array:
+        return self._host.staging(slot, size_bytes)
+
+    def commit(self, slot: int, size_bytes: int, read_done: Sequence[ReadDone]) -> None:
+        """Forget the readers' events, which ``must_wait`` found done; nothing is uploaded."""
         for event in _events(read_done):
             event.close()
-        self._host.write(slot, pixels, ())
+
+    def fill_on_device(
+        self, slot: int, read_done: Sequence[ReadDone], enqueue: Callable[[int, int], None]
+    ) -> None:
+        # The GPU could write here, but CPU readers of the slot would have no event to wait for.
+        self._host.fill_on_device(slot, read_done, enqueue)
 
     def must_wait(self, slot: int, read_done: Sequence[ReadDone]) -> bool:
         self._device.make_current()
         return not all(event.done() for event in _events(read_done))
 
     def host_view(self, slot: int, size_bytes: int) -> UInt8Array:
+        return self._host.host_view(slot, size_bytes)
+
+    def download(self, slot: int, size_bytes: int) -> UInt8Array:
         return self._host.host_view(slot, size_bytes)
 
     def device_pointer(self, slot: int) -> int:
@@ -404,8 +441,20 @@ def _events(read_done: Iterable[ReadDone]) -> list[Event]:
     return [event for mark in read_done for event in mark]  # type: ignore[attr-defined]
 
 
+def _downloaded(address: int, size_bytes: int, written: Event) -> UInt8Array:
+    """Copy a slot to the host once its frame is complete."""
+    written.synchronize()
+    pixels = np.empty(size_bytes, np.uint8)
+    checked(driver.cuMemcpyDtoH(pixels.ctypes.data, address, size_bytes), "downloading a frame")
+    return pixels
+
+
+def _reader_writes() -> FrameError:
+    return FrameError("a reader does not write")
+
+
 def _on_device_only() -> FrameError:
     return FrameError(
         "the frame lives in device memory only",
-        mend="Use lease.on_device(stream), or a host transport.",
+        mend="Use lease.on_device(stream) or lease.to_host(), or a host transport.",
     )

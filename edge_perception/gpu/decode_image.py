@@ -1,4 +1,4 @@
-"""Compressed images (JPEG, PNG) to pixels on the CPU.
+"""Compressed images (JPEG, PNG) to pixels on the CPU, into memory that the caller gives.
 
 The size is read from the file's header before anything is decoded, and a PNG's chunks must lie
 inside the file (OpenCV allocates whatever length one claims), so that a small hostile file cannot
@@ -36,39 +36,85 @@ def decode_image(data: UInt8Array, max_bytes: int) -> tuple[UInt8Array, ImageFor
     Raises:
         ImageError: neither JPEG nor PNG, truncated, damaged, or too large.
     """
+    image_format = read_image_format(data, max_bytes)
+    pixels = np.empty(image_format.size_bytes, np.uint8)
+    decode_into(pixels, data, image_format)
+    return pixels.reshape(image_format.height, image_format.width, 3), image_format
+
+
+def read_image_format(data: UInt8Array, max_bytes: int) -> ImageFormat:
+    """Read from a JPEG's or PNG's header what ``decode_into`` will make of it.
+
+    Raises:
+        ImageError: neither JPEG nor PNG, a damaged header, or too large.
+    """
     head = data[: _PNG_HEADER.size].tobytes()
     if head.startswith(_JPEG_MAGIC):
-        return _decode_jpeg(data, max_bytes)
+        return _read_jpeg_header(data, max_bytes)
     if head.startswith(_PNG_MAGIC):
-        return _decode_png(data, head, max_bytes)
+        return _read_png_header(data, head, max_bytes)
     raise ImageError(
         "compressed image is neither JPEG nor PNG", expected="their first bytes", got=head[:8]
     )
 
 
-def _decode_jpeg(data: UInt8Array, max_bytes: int) -> tuple[UInt8Array, ImageFormat]:
+def is_jpeg(data: UInt8Array) -> bool:
+    """Tell a JPEG by its first bytes."""
+    return data[: len(_JPEG_MAGIC)].tobytes() == _JPEG_MAGIC
+
+
+def decode_into(target: UInt8Array, data: UInt8Array, image_format: ImageFormat) -> None:
+    """Decode a JPEG or PNG into memory.
+
+    Args:
+        target: uint8 ``(image_format.size_bytes,)``; holds nothing sound after an error.
+        data: uint8 ``(n,)``, the file's bytes.
+        image_format: what ``read_image_format`` said of it.
+
+    Raises:
+        ImageError: truncated or damaged.
+    """
+    if is_jpeg(data):
+        _decode_jpeg(target, data)
+    else:
+        _decode_png(target, data, image_format)
+
+
+def _read_jpeg_header(data: UInt8Array, max_bytes: int) -> ImageFormat:
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-        image_format = _bgr8(height, width, max_bytes)
-        pixels: UInt8Array = simplejpeg.decode_jpeg(data, colorspace="BGR")
+    except ValueError as error:
+        raise _jpeg_error(error, data) from error
+    return _bgr8(height, width, max_bytes)
+
+
+def _decode_jpeg(target: UInt8Array, data: UInt8Array) -> None:
+    try:
+        simplejpeg.decode_jpeg(data, colorspace="BGR", buffer=target)
     except ValueError as error:  # what simplejpeg raises for truncated and damaged files
-        raise ImageError(f"JPEG cannot be decoded: {error}", got=f"{data.size} bytes") from error
-    return pixels, image_format
+        raise _jpeg_error(error, data) from error
 
 
-def _decode_png(data: UInt8Array, head: bytes, max_bytes: int) -> tuple[UInt8Array, ImageFormat]:
+def _jpeg_error(error: ValueError, data: UInt8Array) -> ImageError:
+    return ImageError(f"JPEG cannot be decoded: {error}", got=f"{data.size} bytes")
+
+
+def _read_png_header(data: UInt8Array, head: bytes, max_bytes: int) -> ImageFormat:
     if len(head) < _PNG_HEADER.size:
         raise ImageError("PNG ends inside its header", got=f"{data.size} bytes")
     _, _, _, width, height = _PNG_HEADER.unpack(head)
-    image_format = _bgr8(height, width, max_bytes)
+    return _bgr8(height, width, max_bytes)
+
+
+def _decode_png(target: UInt8Array, data: UInt8Array, image_format: ImageFormat) -> None:
     _check_png_chunks(data)
     try:  # an orientation tag is ignored, as in JPEG: boxes refer to the sensor's rows
         pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise ImageError(f"PNG cannot be decoded: {error}", got=f"{data.size} bytes") from error
-    if pixels is None or pixels.shape != (height, width, 3):
+    if pixels is None or pixels.shape != (image_format.height, image_format.width, 3):
         raise ImageError("PNG is truncated or damaged", got=f"{data.size} bytes")
-    return np.ascontiguousarray(pixels, np.uint8), image_format
+    np.copyto(target, np.asarray(pixels, np.uint8).reshape(-1))
 
 
 def _check_png_chunks(data: UInt8Array) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -43,8 +43,16 @@ class HostMemory:
     def slot_bytes(self) -> int:
         return self._slot_bytes
 
-    def write(self, slot: int, pixels: UInt8Array, read_done: Sequence[ReadDone]) -> None:
-        np.copyto(self._view(slot, pixels.size), pixels)
+    def staging(self, slot: int, size_bytes: int) -> UInt8Array:
+        return self._view(slot, size_bytes)
+
+    def commit(self, slot: int, size_bytes: int, read_done: Sequence[ReadDone]) -> None:
+        """Nothing to do: what is staged lies in the slot."""
+
+    def fill_on_device(
+        self, slot: int, read_done: Sequence[ReadDone], enqueue: Callable[[int, int], None]
+    ) -> None:
+        raise FrameError("the frame ring lies in host memory", mend="Fill it from the host.")
 
     def must_wait(self, slot: int, read_done: Sequence[ReadDone]) -> bool:
         return False
@@ -53,6 +61,9 @@ class HostMemory:
         view = self._view(slot, size_bytes)
         view.flags.writeable = False
         return view
+
+    def download(self, slot: int, size_bytes: int) -> UInt8Array:
+        return self.host_view(slot, size_bytes)
 
     def device_pointer(self, slot: int) -> int:
         raise FrameError("the frame lives in host memory only", mend="Use lease.pixels.")

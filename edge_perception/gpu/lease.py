@@ -54,6 +54,23 @@ class FrameLease:
         return self._held().host_view(self._grant.slot, self.info.format.size_bytes)
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether ``on_device`` works: the frame lies where its GPU can read it."""
+        return self._held().dlpack_device[0] == dlpack.CUDA
+
+    def to_host(self) -> UInt8Array:
+        """The frame's bytes on the host, uint8 ``(size_bytes,)``, wherever it lies.
+
+        ``pixels`` where those are host memory; a copy of device memory otherwise, which waits for
+        the frame to be complete.
+
+        Raises:
+            FrameError: released.
+            CudaError: the ring's GPU has failed.
+        """
+        return self._held().download(self._grant.slot, self.info.format.size_bytes)
+
+    @property
     def image(self) -> UInt8Array:
         """The frame as ``core.image.view_image`` shapes it, read-only; no copy."""
         return view_image(self.pixels, self.info.format)

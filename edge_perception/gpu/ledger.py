@@ -102,9 +102,13 @@ class SlotLedger:
         self._slots[slot].info = info
         self._slots[slot].being_written = False
 
-    def abandon(self, slot: int) -> None:
-        """Give a slot back whose write failed; it holds no frame."""
+    def abandon(self, slot: int, read_done: Sequence[ReadDone] = ()) -> None:
+        """Give a slot back whose write failed; it holds no frame.
+
+        ``read_done`` are the marks that the failed write took; the next must come after them too.
+        """
         self._slots[slot].being_written = False
+        self._slots[slot].read_done.extend(read_done)
 
     def grant_newest(self, after: int, reader: str, now_ns: int) -> Grant | None:
         """Lease the newest published frame whose sequence is above ``after``, if there is one."""

@@ -6,7 +6,7 @@ A ``Transport`` makes such memory in the writer's process (``allocate``) and map
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -35,8 +35,25 @@ class FrameMemory(Protocol):
         """Capacity of one slot."""
         ...
 
-    def write(self, slot: int, pixels: UInt8Array, read_done: Sequence[ReadDone]) -> None:
-        """Copy uint8 ``(n,)`` into a slot, ordered after the readers' queued work."""
+    def staging(self, slot: int, size_bytes: int) -> UInt8Array:
+        """Return the uint8 ``(size_bytes,)`` of the host through which a slot is filled.
+
+        The slot itself, or a buffer that ``commit`` uploads. For the writer alone, who must have
+        been given the slot.
+        """
+        ...
+
+    def commit(self, slot: int, size_bytes: int, read_done: Sequence[ReadDone]) -> None:
+        """Make what was staged the slot's content, ordered after the readers' queued work."""
+        ...
+
+    def fill_on_device(
+        self, slot: int, read_done: Sequence[ReadDone], enqueue: Callable[[int, int], None]
+    ) -> None:
+        """Have a slot in device memory filled by GPU work, ordered as ``commit`` does.
+
+        ``enqueue(pointer, stream)`` queues that work. Raises ``FrameError`` on host memory.
+        """
         ...
 
     def must_wait(self, slot: int, read_done: Sequence[ReadDone]) -> bool:
@@ -45,6 +62,13 @@ class FrameMemory(Protocol):
 
     def host_view(self, slot: int, size_bytes: int) -> UInt8Array:
         """Return read-only uint8 ``(size_bytes,)``, or raise ``FrameError`` on device memory."""
+        ...
+
+    def download(self, slot: int, size_bytes: int) -> UInt8Array:
+        """Return a copy of device memory on the host; waits for the frame to be complete.
+
+        Host memory is not copied but viewed, as by ``host_view``.
+        """
         ...
 
     @property

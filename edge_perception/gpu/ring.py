@@ -31,12 +31,14 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
+import numpy as np
+
 from edge_perception.core.frame import FrameInfo
-from edge_perception.core.image import UInt8Array, check_size
+from edge_perception.core.image import ImageFormat, UInt8Array, check_size
 from edge_perception.errors import CudaError, FrameError
 from edge_perception.gpu.descriptor import FrameDescriptor
 from edge_perception.gpu.host_memory import InProcessTransport
@@ -48,6 +50,9 @@ from edge_perception.gpu.memory import FrameMemory, Transport
 _LOG = logging.getLogger(__name__)
 _MIN_USABLE_SLOTS = 2
 _MAX_RETIRED_EPOCHS = 4
+
+# Fills a slot of a memory after its readers' marks, and tells what the frame is.
+_Put = Callable[[FrameMemory, int, Sequence[ReadDone]], FrameInfo]
 
 
 @dataclass(frozen=True)
@@ -242,20 +247,70 @@ class FrameRing:
                 than ``max_slot_bytes`` or than the memory left.
             CudaError: the GPU failed. After a sticky error the ring hands nothing out any more.
         """
-        self._check_write(pixels, info)
-        try:
-            epoch, slot = self._take_slot(info.format.size_bytes)
-            if slot is None:
-                return None
-            self._fill(epoch, slot, pixels)
-        except CudaError as error:
-            self._fail(error)
-            raise
-        with self._lock:
-            epoch.ledger.publish(slot, info)
-            self._counts.written += 1
-        self._tell_subscribers(info.sequence)
-        return info.sequence
+        check_size(pixels.size, info.format)
+        self._check_sequence(info)
+
+        def copy(memory: FrameMemory, slot: int, read_done: Sequence[ReadDone]) -> FrameInfo:
+            np.copyto(memory.staging(slot, pixels.size), pixels)
+            memory.commit(slot, pixels.size, read_done)
+            return info
+
+        return None if self._publish(info.format, copy) is None else info.sequence
+
+    def write_by(
+        self, image_format: ImageFormat, fill: Callable[[UInt8Array], FrameInfo]
+    ) -> FrameInfo | None:
+        """Let a decoder put a frame where it belongs, and publish it; saves the copy of ``write``.
+
+        Args:
+            image_format: of the frame to come.
+            fill: is given uint8 ``(size_bytes,)`` to fill, old bytes in it, and returns the facts
+                of the frame. What it raises passes on, and nothing is published. Not called when
+                every slot is read.
+
+        Returns:
+            What ``fill`` told, or None when the frame was dropped (counted).
+
+        Raises:
+            FrameError, CudaError: as ``write``.
+        """
+
+        def put(memory: FrameMemory, slot: int, read_done: Sequence[ReadDone]) -> FrameInfo:
+            info = fill(memory.staging(slot, image_format.size_bytes))
+            self._check_sequence(info)
+            memory.commit(slot, image_format.size_bytes, read_done)
+            return info
+
+        return self._publish(image_format, put)
+
+    def write_on_device(
+        self, image_format: ImageFormat, enqueue: Callable[[int, int], FrameInfo]
+    ) -> FrameInfo | None:
+        """Let work on the GPU put a frame into device memory, and publish it.
+
+        Args:
+            image_format: of the frame to come.
+            enqueue: ``enqueue(pointer, stream)`` queues what fills the slot at ``pointer``, and
+                returns the facts of the frame; else as ``fill`` of ``write_by``.
+
+        Returns:
+            What ``enqueue`` told, or None when the frame was dropped (counted).
+
+        Raises:
+            FrameError, CudaError: as ``write``; also where the slots are host memory.
+        """
+
+        def put(memory: FrameMemory, slot: int, read_done: Sequence[ReadDone]) -> FrameInfo:
+            told: list[FrameInfo] = []
+
+            def ask(pointer: int, stream: int) -> None:
+                told.append(enqueue(pointer, stream))
+                self._check_sequence(told[0])
+
+            memory.fill_on_device(slot, read_done, ask)
+            return told[0]
+
+        return self._publish(image_format, put)
 
     def acquire_newest(self, after: int = 0) -> FrameLease | None:
         """Lease the newest frame whose sequence is above ``after``; None if there is none.
@@ -313,31 +368,51 @@ class FrameRing:
             _LOG.error("ring %r: %s", self.spec.name, error)
             self._notify_readers()
 
-    def _fill(self, epoch: _Epoch, slot: int, pixels: UInt8Array) -> None:
+    def _publish(self, image_format: ImageFormat, put: _Put) -> FrameInfo | None:
+        """Take a slot, have it filled, and show it to readers; None when all slots are read."""
+        self._check_open()
+        self._check_room(image_format)
         try:
-            epoch.memory.write(slot, pixels, epoch.ledger.take_read_done(slot))
+            epoch, slot = self._take_slot(image_format.size_bytes)
+            if slot is None:
+                return None
+            info = self._fill(epoch, slot, put)
+        except CudaError as error:
+            self._fail(error)
+            raise
+        with self._lock:
+            epoch.ledger.publish(slot, info)
+            self._last_sequence = info.sequence
+            self._counts.written += 1
+        self._tell_subscribers(info.sequence)
+        return info
+
+    def _fill(self, epoch: _Epoch, slot: int, put: _Put) -> FrameInfo:
+        """Fill a slot that was taken; one that could not be filled holds no frame afterwards."""
+        read_done = epoch.ledger.take_read_done(slot)
+        try:
+            return put(epoch.memory, slot, read_done)
         except BaseException:
             with self._lock:
-                epoch.ledger.abandon(slot)
+                epoch.ledger.abandon(slot, read_done)
             raise
 
-    def _check_write(self, pixels: UInt8Array, info: FrameInfo) -> None:
-        self._check_open()
-        check_size(pixels.size, info.format)
+    def _check_sequence(self, info: FrameInfo) -> None:
         if info.sequence <= self._last_sequence:
             raise FrameError(
                 "frame sequence does not increase",
                 expected=f"above {self._last_sequence}",
                 got=info.sequence,
             )
-        if info.format.size_bytes > self.spec.max_slot_bytes:
+
+    def _check_room(self, image_format: ImageFormat) -> None:
+        if image_format.size_bytes > self.spec.max_slot_bytes:
             raise FrameError(
                 f"frame is too large for ring {self.spec.name!r}",
                 expected=f"at most {self.spec.max_slot_bytes} bytes",
-                got=info.format.size_bytes,
+                got=image_format.size_bytes,
                 mend="Raise max_slot_bytes if the camera is really that large.",
             )
-        self._last_sequence = info.sequence
 
     def _take_slot(self, size_bytes: int) -> tuple[_Epoch, int | None]:
         """Choose where the next frame goes, in a new epoch if the current one will not do."""

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from edge_perception.core.frame import FrameInfo
 from edge_perception.core.gaps import GapEstimator
 from edge_perception.core.image import ImageFormat, UInt8Array, check_size
 from edge_perception.errors import ConfigError, EdgePerceptionError, ImageError
-from edge_perception.gpu.decode_image import decode_image
+from edge_perception.gpu.decode_image import decode_into, read_image_format
 from edge_perception.gpu.ring import FrameRing, RingSpec
 from edge_perception.gpu.transports import (
     TRANSPORT_NAMES,
@@ -40,6 +41,9 @@ _MAX_FRAME_ID_CHARACTERS = 1024
 
 # What rclpy tells of a message: times, and from Iron on the publisher's own number.
 MessageInfo = Mapping[str, int]
+
+# Makes the facts of a frame that is complete now.
+Describe = Callable[[ImageFormat], FrameInfo]
 
 PARAMETERS = (
     Declaration(
@@ -247,23 +251,17 @@ class CameraNode(ManagedNode):
 
     def _on_image(self, message: Image, information: MessageInfo) -> None:
         with self._taking:
-            self._take(
-                message.header, information, lambda: _view_raw(message, self._max_image_bytes)
-            )
+            self._take(message.header, information, partial(self._write_raw, message))
 
     def _on_compressed_image(self, message: CompressedImage, information: MessageInfo) -> None:
         with self._taking:
-            self._take(
-                message.header,
-                information,
-                lambda: decode_image(np.frombuffer(message.data, np.uint8), self._max_image_bytes),
-            )
+            self._take(message.header, information, partial(self._write_compressed, message))
 
     def _take(
         self,
         header: Header,
         information: MessageInfo,
-        to_pixels: Callable[[], tuple[UInt8Array, ImageFormat]],
+        write: Callable[[FrameRing, Describe], FrameInfo | None],
     ) -> None:
         """Turn one message into a frame in the ring, or count why not."""
         receive_ns, receive_stamp_ns = time.monotonic_ns(), self.get_clock().now().nanoseconds
@@ -277,18 +275,20 @@ class CameraNode(ManagedNode):
             stamp_ns = to_nanoseconds(header.stamp)
             self._judge_stamp(stamp_ns, receive_stamp_ns)
             self._count_missing(stamp_ns, information)
-            pixels, image_format = to_pixels()
-            info = FrameInfo(
-                sequence=self._sequence + 1,
-                stamp_ns=stamp_ns,
-                frame_id=header.frame_id,
-                format=image_format,
-                receive_ns=receive_ns,
-                receive_stamp_ns=receive_stamp_ns,
-                decoded_ns=time.monotonic_ns(),
-            )
+
+            def describe(image_format: ImageFormat) -> FrameInfo:
+                return FrameInfo(
+                    sequence=self._sequence + 1,
+                    stamp_ns=stamp_ns,
+                    frame_id=header.frame_id,
+                    format=image_format,
+                    receive_ns=receive_ns,
+                    receive_stamp_ns=receive_stamp_ns,
+                    decoded_ns=time.monotonic_ns(),
+                )
+
+            info = write(ring, describe)
             self._sequence += 1
-            written = ring.write(pixels.reshape(-1), info)
         except EdgePerceptionError as error:
             self.demand.fail(waiting)
             if ring.failure is None:
@@ -296,10 +296,28 @@ class CameraNode(ManagedNode):
             else:
                 self._break(f"frame ring failed: {error}")
             return
-        if written is None:
+        if info is None:
             self.demand.fail(waiting)
         else:
             self._tell_readers(info)
+
+    def _write_raw(self, message: Image, ring: FrameRing, describe: Describe) -> FrameInfo | None:
+        pixels, image_format = _view_raw(message, self._max_image_bytes)
+        info = describe(image_format)
+        return None if ring.write(pixels, info) is None else info
+
+    def _write_compressed(
+        self, message: CompressedImage, ring: FrameRing, describe: Describe
+    ) -> FrameInfo | None:
+        """Decode straight into a slot of the ring."""
+        data = np.frombuffer(message.data, np.uint8)
+        image_format = read_image_format(data, self._max_image_bytes)
+
+        def fill(target: UInt8Array) -> FrameInfo:
+            decode_into(target, data, image_format)
+            return describe(image_format)
+
+        return ring.write_by(image_format, fill)
 
     def _break(self, reason: str) -> None:
         """Fail the node on its own thread, where transitions belong."""

@@ -224,6 +224,76 @@ def test_bad_frames_are_refused_and_the_ring_lives_on(make_ring: MakeRing) -> No
     assert write(ring, 8) == 8
 
 
+def write_by(ring: FrameRing, sequence: int) -> FrameInfo | None:
+    """Write as a decoder does, straight into the slot."""
+
+    def fill(target: NDArray[np.uint8]) -> FrameInfo:
+        target[:] = pixels(sequence)
+        return info(sequence)
+
+    return ring.write_by(SMALL, fill)
+
+
+def test_decoder_fills_the_slot_itself(make_ring: MakeRing) -> None:
+    ring = make_ring()
+    for sequence in range(1, 12):
+        told = write_by(ring, sequence)
+        assert told is not None
+        with acquire(ring, after=sequence - 1) as lease:
+            assert lease.info == told
+            assert (read_bytes(lease) == pixels(sequence)).all()
+    assert (ring.counters.written, ring.counters.leases_held) == (11, 0)
+
+
+def test_frame_whose_decoding_fails_midway_is_never_seen(make_ring: MakeRing) -> None:
+    ring = make_ring()
+    write(ring, 1)
+
+    def fail(target: NDArray[np.uint8]) -> FrameInfo:
+        target[: target.size // 2] = 99
+        raise ImageError("JPEG cannot be decoded")
+
+    for _ in range(10):  # laps of the ring: every slot is given back
+        with pytest.raises(ImageError, match="cannot be decoded"):
+            ring.write_by(SMALL, fail)
+        with acquire(ring) as newest:
+            assert newest.sequence == 1
+            assert (read_bytes(newest) == pixels(1)).all()
+    assert ring.counters.written == 1
+    write_by(ring, 2)
+    with acquire(ring) as lease:
+        assert (read_bytes(lease) == pixels(2)).all()
+
+
+def test_frame_for_which_there_is_no_slot_is_not_even_decoded(make_ring: MakeRing) -> None:
+    ring = make_ring()
+    leases = []
+    for sequence in range(1, 5):
+        write(ring, sequence)
+        leases.append(acquire(ring, after=sequence - 1))
+    assert ring.write_by(SMALL, lambda _: pytest.fail("decoded for nobody")) is None
+    assert ring.counters.dropped_all_slots_leased == 1
+    for lease in leases:
+        lease.release()
+
+
+def test_decoder_that_tells_an_old_sequence_is_refused(make_ring: MakeRing) -> None:
+    ring = make_ring()
+    write(ring, 5)
+    with pytest.raises(FrameError, match="does not increase"):
+        write_by(ring, 5)
+    assert write_by(ring, 6) is not None
+
+
+@pytest.mark.parametrize("transport", ["in_process", "shared_memory"])
+def test_host_memory_is_not_filled_by_a_gpu(transport: str) -> None:
+    spec = RingSpec("test", slot_bytes=SMALL.size_bytes)
+    with FrameRing.create(spec, transport_named(transport)) as ring:
+        with pytest.raises(FrameError, match="lies in host memory"):
+            ring.write_on_device(SMALL, lambda pointer, stream: info(1))
+        assert write(ring, 1) == 1
+
+
 def test_frames_stay_whole_under_readers_in_threads(make_ring: MakeRing) -> None:
     """Three threads read and check every byte while the writer runs at full speed."""
     ring = make_ring(slots=6, max_leases=3)

@@ -16,7 +16,6 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
 from vision_msgs.msg import Detection2DArray
 
-from edge_perception.core.image import UInt8Array
 from edge_perception.errors import CudaError
 from edge_perception.gpu.host_memory import HostMemory
 from edge_perception.gpu.ledger import ReadDone
@@ -135,12 +134,12 @@ def test_ring_that_lost_its_gpu_fails_the_node_and_hands_nothing_out(
     assert held is not None
     held.release()
 
-    def fail(_: HostMemory, slot: int, pixels: UInt8Array, read_done: Sequence[ReadDone]) -> None:
+    def fail(_: HostMemory, slot: int, size_bytes: int, read_done: Sequence[ReadDone]) -> None:
         error = CudaError("CUDA failed while uploading", got="CUDA_ERROR_ILLEGAL_ADDRESS")
         error.sticky = True
         raise error
 
-    monkeypatch.setattr(HostMemory, "write", fail)
+    monkeypatch.setattr(HostMemory, "commit", fail)
     camera._on_image(image(), {})
     level, message = camera._health()
     assert level == DiagnosticStatus.ERROR
