@@ -162,7 +162,7 @@ class Decoder:
     def step(self, between: Yield = go_on) -> int:
         self.expect_room(1)
         self._run_segments(1, between)
-        self._length += 1
+        self.count_step()
         return int(self.state.tokens[0])
 
     @torch.inference_mode()
@@ -205,6 +205,10 @@ class Decoder:
             return
         state.tokens[:1].copy_(chosen)
         state.first.add_(1)
+
+    def count_step(self) -> None:
+        """Count on here what a step of one row has counted on in ``state``."""
+        self._length += 1
 
     def settle(self, length: int, pending: int) -> None:
         """Let the sequence have ``length`` tokens in the cache, and ``pending`` be the next."""

@@ -1,0 +1,189 @@
+"""A decoder's segments as CUDA graphs, captured once and replayed for every token.
+
+A step of an 8B model is some 230 launches. From Python each costs ten microseconds, as much as the
+kernel itself runs in a small model; in a graph the GPU goes from one to the next by itself. What a
+graph holds is fixed: addresses and sizes. So all that changes from token to token lies in device
+memory (``StepState``, the sampling's settings), and there is a graph for each number of rows that a
+step can have, one to verify drafts of each length.
+
+Greedy decoding and drawing launch other kernels, so the segment that chooses exists twice. All
+graphs share one pool of memory for what lives inside them only: they never run at the same time.
+
+Capturing takes a second or two and synchronises the device: in a node it belongs into
+``on_configure``. Other threads may launch meanwhile (``thread_local`` capture).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edge_perception.errors import DecodingError
+from edge_perception.vlm.assembly import load_model
+from edge_perception.vlm.decoder import Decoder
+from edge_perception.vlm.kernel_operators import KernelOperators
+from edge_perception.vlm.operators import SAME_ORDER_ROWS
+from edge_perception.vlm.pipeline import PipelinedDecoder
+from edge_perception.vlm.sampling import GREEDY, Sampling
+from edge_perception.vlm.tower import take_tower
+from edge_perception.vlm.weights import DecoderWeights
+
+_DRAWN = Sampling(temperature=1.0)
+_IN_FLIGHT = 3
+"""Segments whose marks are kept: one runs, one waits, and one may still be asked for its token."""
+
+
+class SegmentGraphs:
+    """The graphs of one decoder on one stream; a ``pipeline.SegmentQueue``.
+
+    Args:
+        decoder: on a GPU, with operators that can be captured; its sequence is lost.
+        stream: handle of the stream to run on (``gpu.cuda.Stream``), which must outlive this.
+        most_rows: of a step; 1 where no drafts are to be verified.
+
+    Raises:
+        DecodingError: a step cannot be captured.
+    """
+
+    def __init__(self, decoder: Decoder, stream: int, most_rows: int = SAME_ORDER_ROWS) -> None:
+        device = decoder.state.first.device
+        self._decoder = decoder
+        self._stream = torch.cuda.ExternalStream(stream, device=device)
+        self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] = {}
+        self._queued = 0
+        self._marks = [torch.cuda.Event(blocking=True) for _ in range(_IN_FLIGHT)]
+        self._tokens = torch.zeros(_IN_FLIGHT, dtype=torch.int64).pin_memory()
+        torch.cuda.synchronize(device)  # weights may still be on their way
+        with torch.inference_mode(), self.work():
+            pool = torch.cuda.graph_pool_handle()
+            for rows in range(1, min(most_rows, decoder.capacity) + 1):
+                for sampling in (GREEDY, _DRAWN):
+                    self._capture_step(rows, sampling, pool)
+            decoder.start(GREEDY)
+
+    def queue(self, index: int, rows: int) -> int:
+        number, place = self._queued, self._queued % _IN_FLIGHT
+        self._marks[(number - 2) % _IN_FLIGHT].synchronize()
+        self._graphs[self._key(index, rows)].replay()
+        if rows == 1 and index == len(self._decoder.segments) - 1:
+            token = self._decoder.state.tokens[:1]
+            self._tokens[place : place + 1].copy_(token, non_blocking=True)
+        self._marks[place].record(self._stream)
+        self._queued += 1
+        return number
+
+    def token(self, number: int) -> int:
+        place = number % _IN_FLIGHT
+        self._marks[place].synchronize()
+        return int(self._tokens[place])
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def close(self) -> None:
+        self._stream.synchronize()
+        for graph in self._graphs.values():
+            graph.reset()
+        self._graphs.clear()
+
+    def _key(self, index: int, rows: int) -> tuple[int, int, bool]:
+        chooses = index == len(self._decoder.segments) - 1
+        return index, rows, chooses and self._decoder.sampling.temperature > 0.0
+
+    def _capture_step(self, rows: int, sampling: Sampling, pool: Any) -> None:
+        decoder = self._decoder
+        decoder.start(sampling)
+        segments = range(len(decoder.segments))
+        for index in segments:  # first in earnest: nothing may be loaded during a capture
+            decoder.run_segment(index, rows)
+        for index in segments:
+            if self._key(index, rows) not in self._graphs:
+                self._graphs[self._key(index, rows)] = self._captured(index, rows, pool)
+
+    def _captured(self, index: int, rows: int, pool: Any) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(
+                graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                self._decoder.run_segment(index, rows)
+        except RuntimeError as error:
+            raise DecodingError(
+                f"a decode step of this model cannot be captured as a CUDA graph ({error})",
+                mend="Run its Decoder without graphs.",
+            ) from error
+        return graph
+
+
+def gpu_operators(ordinal: int = 0) -> KernelOperators:
+    """The kernels on a GPU; raises ``DecodingError`` where there is none, or no NVRTC."""
+    if not torch.cuda.is_available():
+        raise DecodingError(
+            "torch finds no GPU to decode on",
+            expected="an NVIDIA GPU and a torch built for its CUDA",
+            mend="Decode on the CPU (device 'cpu') or repair the driver.",
+        )
+    try:
+        from cuda.bindings import nvrtc
+
+        nvrtc.nvrtcVersion()
+    except (ImportError, RuntimeError) as error:
+        raise DecodingError(
+            f"the kernels cannot be compiled here ({error})",
+            expected="cuda-bindings and the NVRTC library of CUDA 12 or 13",
+            mend="Install requirements/gpu.txt.",
+        ) from error
+    from edge_perception.vlm.kernel_launcher import GpuLauncher
+
+    return KernelOperators(GpuLauncher(ordinal), torch.device("cuda", ordinal))
+
+
+def capture_decoder(
+    weights: DecoderWeights,
+    stream: int,
+    *,
+    capacity: int,
+    kv_format: str = "float",
+    segments: int = 1,
+    most_rows: int = SAME_ORDER_ROWS,
+) -> PipelinedDecoder:
+    """A decoder on the GPU that holds ``weights``, its steps captured; the caller closes it.
+
+    Raises ``DecodingError`` where there is no GPU, no compiler or an option out of range.
+    """
+    operators = gpu_operators(weights.final_norm.device.index or 0)
+    decoder = Decoder(
+        weights, capacity=capacity, kv_format=kv_format, segments=segments, operators=operators
+    )
+    return PipelinedDecoder(decoder, SegmentGraphs(decoder, stream, most_rows))
+
+
+def open_gpu_decoder(
+    path: Path,
+    stream: int,
+    *,
+    capacity: int,
+    kv_format: str = "float",
+    segments: int = 1,
+    most_rows: int = SAME_ORDER_ROWS,
+) -> PipelinedDecoder:
+    """``capture_decoder`` from a checkpoint directory or a ``.gguf``, in FP16.
+
+    Raises ``CheckpointError`` for a checkpoint that is damaged or of an unknown family.
+    """
+    gpu_operators()  # before gigabytes are read
+    weights = take_tower(load_model(path, device="cuda", dtype=torch.float16))
+    return capture_decoder(
+        weights,
+        stream,
+        capacity=capacity,
+        kv_format=kv_format,
+        segments=segments,
+        most_rows=most_rows,
+    )
