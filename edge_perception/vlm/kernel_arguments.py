@@ -156,6 +156,12 @@ class Rotation(Structure):
         return cls(*map(address, held), address(layout.query_norm), address(layout.key_norm))
 
 
+class Workspace(Structure):
+    """attention.cu: what its blocks hand each other."""
+
+    _fields_ = [("values", c_void_p), ("stats", c_void_p), ("arrived", c_void_p)]
+
+
 class Settings(Structure):
     """sampling.cu: how to choose; it lies in device memory."""
 

@@ -23,6 +23,7 @@ from edge_perception.vlm.kernel_arguments import (
     Rotation,
     Settings,
     Table,
+    Workspace,
     address,
 )
 from edge_perception.vlm.kv_cache import FloatKvLayer, Int8KvLayer, KvLayer
@@ -37,10 +38,11 @@ Grid = tuple[int, int, int]
 _CHANNELS = 16  # of the result, a block of linear.cu
 _LINEAR_THREADS = 256
 _NORM_BYTES = 32 * 1024  # of normed rows in shared memory; beyond, they are normed by a launch
-_CHUNK = 256  # slots, a block of attention.cu
-_ATTEND_THREADS = 128
-_MAX_HEAD = 256
-_GROUPS = (1, 4, 8)  # query heads a key-value head, that attend_* are compiled for
+_CHUNK = 128  # slots, a block of attention.cu
+_ATTEND_THREADS = 256
+_MAX_HEAD = 256  # channels
+_MAX_GROUP = 8  # query heads that share a key-value head
+_MAX_KV_HEADS = 256
 _SAMPLE_THREADS = 256
 _VALUES = 65536
 
@@ -64,6 +66,9 @@ class KernelOperators:
         self._launcher = launcher
         self._device = torch.device(device)
         self._torch = TorchOperators()
+        self._arrived = torch.zeros(
+            SAME_ORDER_ROWS * _MAX_KV_HEADS, dtype=torch.int32, device=self._device
+        )
         self._counts = torch.zeros(SAME_ORDER_ROWS, _VALUES, dtype=torch.int32, device=self._device)
         self._choices = torch.zeros(SAME_ORDER_ROWS, 2, dtype=torch.int32, device=self._device)
         self._settings = torch.zeros(24, dtype=torch.uint8, device=self._device)
@@ -106,7 +111,8 @@ class KernelOperators:
         span: Span,
     ) -> Tensor:
         group = layout.query_heads // layout.kv_heads
-        fits = layout.head_dim % 8 == 0 and layout.head_dim <= _MAX_HEAD and group <= _GROUPS[-1]
+        fits = layout.head_dim % 8 == 0 and layout.head_dim <= _MAX_HEAD
+        fits = fits and group <= _MAX_GROUP and layout.kv_heads <= _MAX_KV_HEADS
         if not fits or span.rows > SAME_ORDER_ROWS or qkv.dtype != torch.float16:
             return self._torch.attend(qkv, layout, rotary, positions, cache, span)
         assert isinstance(cache, (FloatKvLayer, Int8KvLayer))
@@ -187,29 +193,18 @@ class KernelOperators:
         cache: FloatKvLayer | Int8KvLayer,
         span: Span,
     ) -> Tensor:
-        capacity, rows = cache.keys.shape[1], span.rows
+        rows, capacity = span.rows, cache.keys.shape[1]
         chunks = -(-min(span.bound, capacity) // _CHUNK)
-        heads, held = Heads.of(layout, capacity, positions), Cache.of(cache)
-        turn = Rotation.of(rotary, positions, span.first, layout)
-        width = (rows, layout.query_heads * layout.head_dim)
-        queries = torch.empty(width, dtype=qkv.dtype, device=self._device)
-        out = torch.empty_like(queries)
-        parts = torch.empty(
-            rows * layout.query_heads * chunks * (layout.head_dim + 2), device=self._device
-        )
-        all_heads = layout.query_heads + 2 * layout.kv_heads
-        self._launcher.launch(
-            "attention.cu", "write_cache", (all_heads, rows, 1), 32, 0,
-            heads, turn, held, _pointer(qkv), _pointer(queries),
-        )  # fmt: skip
+        parts = (rows, layout.query_heads, chunks)
+        values = torch.empty(*parts, layout.head_dim, dtype=torch.float32, device=self._device)
+        stats = torch.empty(*parts, 2, dtype=torch.float32, device=self._device)
+        width = layout.query_heads * layout.head_dim
+        out = torch.empty(rows, width, dtype=qkv.dtype, device=self._device)
         self._launcher.launch(
             "attention.cu", _attend_kernel(layout, cache), (layout.kv_heads, chunks, rows),
-            _ATTEND_THREADS, 0, heads, _pointer(span.first), held, _pointer(queries),
-            _pointer(parts),
-        )  # fmt: skip
-        self._launcher.launch(
-            "attention.cu", "combine", (layout.query_heads, rows, 1), _MAX_HEAD, 0,
-            heads, _pointer(parts), c_int(chunks), _pointer(out),
+            _ATTEND_THREADS, 0, Heads.of(layout, capacity, positions),
+            Rotation.of(rotary, positions, span.first, layout), Cache.of(cache), _pointer(qkv),
+            Workspace(address(values), address(stats), address(self._arrived)), _pointer(out),
         )  # fmt: skip
         return out
 
@@ -225,9 +220,8 @@ def _kind(weight: FloatWeight | PackedWeight) -> str:
 
 
 def _attend_kernel(layout: HeadLayout, cache: FloatKvLayer | Int8KvLayer) -> str:
-    group = layout.query_heads // layout.kv_heads
-    compiled = next(size for size in _GROUPS if group <= size)
-    return f"attend_{'i8' if isinstance(cache, Int8KvLayer) else 'f16'}_{compiled}"
+    widest = 128 if layout.head_dim <= 128 else _MAX_HEAD
+    return f"attend_{'i8' if isinstance(cache, Int8KvLayer) else 'f16'}_{widest}"
 
 
 def _is_half(weight: LinearWeight) -> bool:

@@ -38,6 +38,7 @@ _PROLOGUE = r"""
 using std::min; using std::max;
 typedef unsigned short half_bits;
 typedef unsigned char uint8;
+struct alignas(8) Bytes8 { unsigned word[2]; };
 struct alignas(16) Bytes16 { unsigned word[4]; };
 struct Dim { int x, y, z; };
 static Dim threadIdx, blockIdx, blockDim, gridDim;
@@ -92,6 +93,11 @@ static Bytes16 load_once(const void* at) {
   assert((uintptr_t)at % 16 == 0);
   Bytes16 bytes; memcpy(&bytes, at, 16); return bytes;
 }
+static void start_next_kernel() {}
+static void wait_for_last_kernel() {}
+static void __threadfence() {}
+static float __ldcg(const float* at) { return *at; }
+static unsigned __umulhi(unsigned a, unsigned b) { return (uint64_t)a * b >> 32; }
 static int atomicAdd(int* at, int more) { int old = *at; *at += more; return old; }
 static unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   uint64_t bytes = (uint64_t)y << 32 | x; unsigned result = 0;

@@ -1,28 +1,34 @@
-// Attention of 1 to 8 new tokens over a static cache: rotate and write, attend by chunks, combine.
+// Attention of 1 to 8 new tokens over a static cache, in one launch: norm, rotate, write, attend.
 //
-// Three launches. `write_cache`: one warp a head of fused QKV; queries and keys are normed (where
-// the model does so) and rotated, keys and values stored, as fp16 or as INT8 with a scale of their
-// own. `attend`: one block a key-value head, a row and a chunk of 256 slots; all query heads that
-// share the key-value head are served by one reading of it, so the cache is read once. `combine`:
-// one block a query head and row joins the chunks by their maxima and sums.
+// A block takes a key-value head, a row and a chunk of 128 slots, and serves all query heads that
+// share the key-value head, so the cache is read once. It makes the rotated queries itself, and
+// the new keys and values that fall into its chunk; the block of a row's own chunk also writes
+// them to the cache, as fp16 or as INT8 with a scale a vector. So nobody waits for another block.
+//
+// Each warp takes 16 slots. Scores are one tensor-core product of 16 slots by 8 heads, values one
+// of 64 channels by 8 heads: fragments are loaded from the cache as they are needed, 16 bytes a
+// lane, and since a product's order of k is free, no shared memory is passed through. Fewer than 8
+// heads leave columns empty; the cache's bytes are what counts. Warps keep their own maximum and
+// sum, joined in a fixed order. The block that finishes last for a head joins the chunks, in the
+// order of the context. (Milakov and Gimelshein, 2018; Dao et al., Flash-Decoding, 2023.)
 //
 // The number of chunks follows from the cache's capacity, not from the length, which lies in device
 // memory: a captured graph is right at every length, and chunks that nobody sees return at once. A
 // chunk's sums have one order whatever the length and whatever other rows come along, so a row's
 // bits depend on its own slots alone.
 //
-// In `attend` a group of lanes takes a slot, 8 channels a lane (16 bytes of fp16); the score is
-// their sum by shuffles, and each group keeps a running maximum, sum and weighted values of its
-// own slots (Milakov and Gimelshein, 2018), joined at the end in shared memory.
-//
-// Left out: tensor cores for groups of 4 to 8 query heads. At batch 1 the cache's bytes bound it,
-// and up to 4096 positions they are a tenth of the weights'.
+// Left out: rows sharing one reading of the cache. Seven drafts read it eight times, mostly from
+// the second-level cache.
 
-constexpr int kChunk = 256;     // slots a block attends to
-constexpr int kAttendWarps = 4;
-constexpr int kAttendThreads = 32 * kAttendWarps;
-constexpr int kLane = 8;        // channels a lane holds of a slot
-constexpr int kMaxHead = 256;   // channels of a head, at most
+constexpr int kChunk = 128;  // slots, a block
+constexpr int kWarps = 8;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kSlots = 16;   // slots, a warp
+constexpr int kHeads = 8;    // query heads that share a key-value head, at most
+constexpr int kRows = 8;     // new tokens, at most
+constexpr int kMaxHead = 256;  // channels of a head, at most
+constexpr int kBlock = 64;   // channels of one product with the values
+constexpr float kNothing = -1e30f;  // a maximum over no slots; finite, so that differences are
 
 // Mirrored field by field by whoever launches.
 struct Heads {
@@ -48,248 +54,381 @@ struct Rotation {
   const half_bits* key_norm;
 };
 
+struct Workspace {
+  float* values;  // [rows, query_heads, chunks, head_dim], weighted by exponentials, not divided
+  float* stats;   // [rows, query_heads, chunks, 2]: maximum, sum
+  int* arrived;   // [rows, kv_heads], zero between launches
+};
+
 __device__ __forceinline__ float max_over_warp(float value) {
   for (int distance = 16; distance; distance /= 2)
     value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, distance));
   return value;
 }
 
+// Eight neighbouring channels of a slot: 16 bytes of fp16, or 8 of INT8.
+template <bool kInt8> struct Piece;
+template <> struct Piece<false> { Bytes16 bytes; };
+template <> struct Piece<true> { Bytes8 bytes; };
+
+// Channels 2i and 2i + 1 of a piece as a half2; INT8 codes are whole numbers, exact.
+__device__ __forceinline__ unsigned pair_at(const Piece<false>& piece, int i) {
+  return piece.bytes.word[i];
+}
+__device__ __forceinline__ unsigned pair_at(const Piece<true>& piece, int i) {
+  const unsigned above = piece.bytes.word[i / 2] ^ 0x80808080u;  // code + 128
+  return subtract_pairs(__byte_perm(above, 0x64646464u, i % 2 ? 0x4342 : 0x4140), 0x64806480u);
+}
+
+// New keys and values of the block's chunk, as the cache will hold them, and the queries.
+template <bool kInt8> struct alignas(16) Fresh {
+  half_bits queries[kHeads][kMaxHead];
+  Piece<kInt8> keys[kRows][kMaxHead / 8], values[kRows][kMaxHead / 8];
+  float key_scales[kRows], value_scales[kRows];
+  float turning[kWarps][kMaxHead];  // a warp's vector while it is rotated
+};
+
 // A head's vector in a warp: lane l holds channels l, l + 32, ...
 struct Vector { float at[kMaxHead / 32]; };
 
+__device__ __forceinline__ Vector load_vector(const half_bits* from, int channels) {
+  Vector v = {};
+#pragma unroll
+  for (int i = 0; i < kMaxHead / 32; ++i) {
+    const int channel = threadIdx.x % 32 + 32 * i;
+    if (channel < channels) v.at[i] = to_float(from[channel]);
+  }
+  return v;
+}
+
 __device__ __forceinline__ void norm_head(Vector& v, int channels, const half_bits* weight,
                                           float eps) {
-  const int lane = threadIdx.x;
   float squares = 0.0f;
 #pragma unroll
   for (int i = 0; i < kMaxHead / 32; ++i) squares += v.at[i] * v.at[i];
   const float factor = rsqrtf(sum_over_warp(squares) / channels + eps);
 #pragma unroll
-  for (int i = 0; i < kMaxHead / 32; ++i)
-    if (lane + 32 * i < channels)
-      v.at[i] = to_float(to_half(v.at[i] * factor)) * to_float(weight[lane + 32 * i]);
+  for (int i = 0; i < kMaxHead / 32; ++i) {
+    const int channel = threadIdx.x % 32 + 32 * i;
+    if (channel < channels)
+      v.at[i] = to_float(to_half(v.at[i] * factor)) * to_float(weight[channel]);
+  }
 }
 
-// Stores a key or value as INT8 codes and the scale of its largest magnitude / 127.
-__device__ __forceinline__ void store_int8(const Vector& v, int channels, signed char* codes,
-                                           float* scale) {
-  const int lane = threadIdx.x;
+__device__ __forceinline__ void rotate(Vector& v, const Heads& heads, const Rotation& turn, int row,
+                                       float* scratch) {
+  const int channels = heads.head_dim, half = channels / 2;
+#pragma unroll
+  for (int i = 0; i < kMaxHead / 32; ++i) {
+    const int channel = threadIdx.x % 32 + 32 * i;
+    if (channel < channels) scratch[channel] = v.at[i];
+  }
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < kMaxHead / 32; ++i) {
+    const int channel = threadIdx.x % 32 + 32 * i;
+    if (channel >= channels) continue;
+    const int pair = channel % half;
+    const long long axis = turn.axis && heads.axes > 1 ? turn.axis[pair] : 0;
+    const long long angle = turn.positions[axis * heads.rows + row] * half + pair;
+    const float other = channel < half ? -scratch[channel + half] : scratch[pair];
+    v.at[i] = v.at[i] * turn.cosines[angle] + other * turn.sines[angle];
+  }
+  __syncwarp();
+}
+
+__device__ __forceinline__ void store(const Vector& v, int channels, half_bits* to) {
+#pragma unroll
+  for (int i = 0; i < kMaxHead / 32; ++i) {
+    const int channel = threadIdx.x % 32 + 32 * i;
+    if (channel < channels) to[channel] = to_half(v.at[i]);
+  }
+}
+
+// As INT8 codes and the scale of the largest magnitude / 127.
+__device__ __forceinline__ void store(const Vector& v, int channels, signed char* to,
+                                      float* scale) {
   float largest = 0.0f;
 #pragma unroll
   for (int i = 0; i < kMaxHead / 32; ++i) largest = fmaxf(largest, fabsf(v.at[i]));
   const float step = max_over_warp(largest) / 127.0f;
-  if (lane == 0) *scale = step;
+  if (threadIdx.x % 32 == 0) *scale = step;
 #pragma unroll
-  for (int i = 0; i < kMaxHead / 32; ++i)
-    if (lane + 32 * i < channels)
-      codes[lane + 32 * i] = (signed char)(step > 0.0f ? rintf(v.at[i] / step) : 0.0f);
+  for (int i = 0; i < kMaxHead / 32; ++i) {
+    const int channel = threadIdx.x % 32 + 32 * i;
+    if (channel < channels)
+      to[channel] = (signed char)(step > 0.0f ? rintf(v.at[i] / step) : 0.0f);
+  }
 }
-
-// Grid: (query_heads + 2 kv_heads, rows); a warp a block.
-extern "C" __global__ void __launch_bounds__(32)
-write_cache(Heads heads, Rotation turn, Cache cache, const half_bits* qkv, half_bits* queries) {
-  __shared__ float vector[kMaxHead];
-  const int lane = threadIdx.x, head = blockIdx.x, row = blockIdx.y;
-  const int channels = heads.head_dim, half = channels / 2;
-  const half_bits* in =
-      qkv + ((long long)row * (heads.query_heads + 2 * heads.kv_heads) + head) * channels;
-  Vector v = {};
-#pragma unroll
-  for (int i = 0; i < kMaxHead / 32; ++i)
-    if (lane + 32 * i < channels) v.at[i] = to_float(in[lane + 32 * i]);
-
-  const bool is_query = head < heads.query_heads;
-  const bool is_value = head >= heads.query_heads + heads.kv_heads;
-  if (!is_value) {
-    const half_bits* norm = is_query ? turn.query_norm : turn.key_norm;
-    if (norm) norm_head(v, channels, norm, heads.norm_eps);
-#pragma unroll
-    for (int i = 0; i < kMaxHead / 32; ++i)
-      if (lane + 32 * i < channels) vector[lane + 32 * i] = v.at[i];
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < kMaxHead / 32; ++i) {
-      const int channel = lane + 32 * i;
-      if (channel >= channels) continue;
-      const int pair = channel % half;
-      const long long axis = turn.axis && heads.axes > 1 ? turn.axis[pair] : 0;
-      const long long angle = turn.positions[axis * heads.rows + row] * half + pair;
-      const float other = channel < half ? -vector[channel + half] : vector[pair];
-      v.at[i] = v.at[i] * turn.cosines[angle] + other * turn.sines[angle];
-    }
-  }
-  if (is_query) {
-    half_bits* out = queries + ((long long)row * heads.query_heads + head) * channels;
-#pragma unroll
-    for (int i = 0; i < kMaxHead / 32; ++i)
-      if (lane + 32 * i < channels) out[lane + 32 * i] = to_half(v.at[i]);
-    return;
-  }
-  const int kv_head = head - heads.query_heads - (is_value ? heads.kv_heads : 0);
-  const long long slot = (long long)kv_head * heads.capacity + *turn.first + row;
-  void* memory = is_value ? cache.values : cache.keys;
-  if (cache.key_scales) {
-    float* scales = is_value ? cache.value_scales : cache.key_scales;
-    store_int8(v, channels, (signed char*)memory + slot * channels, scales + slot);
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < kMaxHead / 32; ++i)
-    if (lane + 32 * i < channels)
-      ((half_bits*)memory)[slot * channels + lane + 32 * i] = to_half(v.at[i]);
-}
-
-struct Channels { float at[kLane]; };
 
 template <bool kInt8>
-__device__ __forceinline__ Channels load_channels(const void* memory, long long at, float scale) {
-  Channels c;
-  if (kInt8) {
-    const signed char* codes = (const signed char*)memory + at;
-    struct alignas(8) Bytes8 { signed char byte[8]; } b = *(const Bytes8*)codes;
-#pragma unroll
-    for (int i = 0; i < kLane; ++i) c.at[i] = scale * b.byte[i];
-    return c;
-  }
-  const Bytes16 b = *(const Bytes16*)((const half_bits*)memory + at);
-#pragma unroll
-  for (int i = 0; i < kLane; ++i) c.at[i] = to_float(b.word[i / 2] >> 16 * (i % 2) & 0xffff);
-  return c;
+__device__ __forceinline__ void store_as_cached(const Vector& v, int channels, void* to,
+                                                float* scale) {
+  if (kInt8) store(v, channels, (signed char*)to, scale);
+  else store(v, channels, (half_bits*)to);
 }
 
-// A running softmax over slots: its maximum, the sum of exponentials, the weighted values.
-struct Softmax { float most, sum; Channels values; };
+// Where a block stands: its row's slots, and the first slot of its chunk.
+struct Place { long long first, own, oldest, start; };
 
-__device__ __forceinline__ void add_slot(Softmax& s, float score, const Channels& value) {
-  const float most = fmaxf(s.most, score);
-  const float kept = __expf(s.most - most), weight = __expf(score - most);
-  s.sum = s.sum * kept + weight;
-#pragma unroll
-  for (int i = 0; i < kLane; ++i)
-    s.values.at[i] = s.values.at[i] * kept + weight * value.at[i];
-  s.most = most;
-}
-
-constexpr float kNothing = -1e30f;  // a maximum over no slots; finite, so that differences are
-
-// Grid: (kv_heads, chunks, rows). ``parts``: [rows, query_heads, chunks, head_dim + 2] floats,
-// weighted values, maximum, sum.
-template <bool kInt8, int kGroup>
-__device__ __forceinline__ void attend_chunk(const Heads& heads, const long long* first,
-                                             const Cache& cache, const half_bits* queries,
-                                             float* parts) {
-  __shared__ float joined[kAttendWarps * 32 * kLane];
-  __shared__ float most_of[kAttendWarps * 32], sum_of[kAttendWarps * 32];
-  const int kv_head = blockIdx.x, chunk = blockIdx.y, row = blockIdx.z;
+// Makes what the block needs of the new rows; one warp a vector, in turns.
+template <bool kInt8>
+__device__ __forceinline__ void prepare(const Heads& heads, const Rotation& turn,
+                                        const Cache& cache, const half_bits* qkv,
+                                        const Place& place, Fresh<kInt8>& fresh) {
+  const int kv_head = blockIdx.x, row = blockIdx.z, warp = threadIdx.x / 32;
   const int channels = heads.head_dim, group = heads.query_heads / heads.kv_heads;
-  const long long own = *first + row;
-  const long long oldest = heads.window && own >= heads.window ? own - heads.window + 1 : 0;
-  float* out = parts + (((long long)row * heads.query_heads + kv_head * group) * gridDim.y + chunk)
-                       * (channels + 2);
-  const long long next_head = (long long)gridDim.y * (channels + 2);
-  const long long start = (long long)chunk * kChunk;
-  if (start > own || start + kChunk <= oldest) {
-    for (int g = threadIdx.x; g < group; g += kAttendThreads) {
-      out[g * next_head + channels] = kNothing;
-      out[g * next_head + channels + 1] = 0.0f;
+  const int width = (heads.query_heads + 2 * heads.kv_heads) * channels;
+  const int earliest = max((int)(place.start - place.first), 0);  // new row in this chunk
+  const int latest = min((int)(place.start + kChunk - 1 - place.first), row);
+  const int fresh_rows = max(latest - earliest + 1, 0);
+  for (int i = warp; i < group + 2 * fresh_rows; i += kWarps) {
+    const bool is_query = i < group, is_value = i >= group + fresh_rows;
+    const int from = is_query ? row : earliest + (i - group) % max(fresh_rows, 1);
+    const int head = is_query ? kv_head * group + i
+                              : heads.query_heads + kv_head + (is_value ? heads.kv_heads : 0);
+    Vector v = load_vector(qkv + (long long)from * width + head * channels, channels);
+    const half_bits* norm = is_query ? turn.query_norm : turn.key_norm;
+    if (norm && !is_value) norm_head(v, channels, norm, heads.norm_eps);
+    if (!is_value) rotate(v, heads, turn, from, fresh.turning[warp]);
+    if (is_query) {
+      store(v, channels, fresh.queries[i]);
+      continue;
     }
-    return;
+    store_as_cached<kInt8>(v, channels, is_value ? fresh.values[from] : fresh.keys[from],
+                           (is_value ? fresh.value_scales : fresh.key_scales) + from);
+    if (from != row) continue;
+    const long long slot = (long long)kv_head * heads.capacity + place.own;
+    const int size = kInt8 ? 1 : 2;
+    store_as_cached<kInt8>(v, channels,
+                           (uint8*)(is_value ? cache.values : cache.keys) + slot * channels * size,
+                           (is_value ? cache.value_scales : cache.key_scales) + slot);
+  }
+}
+
+// A piece of a slot in the cache, nothing where the slot is unseen, new or beyond the channels.
+template <bool kInt8>
+__device__ __forceinline__ Piece<kInt8> load_piece(const void* memory, const Heads& heads,
+                                                   const Place& place, int slot, int channel) {
+  Piece<kInt8> piece = {};
+  const long long at = place.start + slot;
+  if (at < place.first && at >= place.oldest && channel < heads.head_dim) {
+    const long long index = ((long long)blockIdx.x * heads.capacity + at) * heads.head_dim + channel;
+    piece = ((const Piece<kInt8>*)memory)[index / 8];
+  }
+  return piece;
+}
+
+template <bool kInt8>
+__device__ __forceinline__ void take_fresh(Piece<kInt8>& piece,
+                                           const Piece<kInt8> (&fresh)[kRows][kMaxHead / 8],
+                                           const Heads& heads, const Place& place, int slot,
+                                           int channel) {
+  const long long at = place.start + slot;
+  if (at >= place.first && at <= place.own && at >= place.oldest && channel < heads.head_dim)
+    piece = fresh[at - place.first][channel / 8];
+}
+
+__device__ __forceinline__ float scale_at(const float* scales, const float* fresh,
+                                          const Heads& heads, const Place& place, int slot) {
+  const long long at = place.start + slot;
+  if (at > place.own || at < place.oldest) return 0.0f;
+  if (at >= place.first) return fresh[at - place.first];
+  return scales[(long long)blockIdx.x * heads.capacity + at];
+}
+
+// Over the 8 lanes that hold the same heads of a product of slots by heads.
+template <class Join> __device__ __forceinline__ float over_slots(float value, Join join) {
+  for (int distance = 4; distance < 32; distance *= 2)
+    value = join(value, __shfl_xor_sync(0xffffffffu, value, distance));
+  return value;
+}
+
+// Joins the chunks of the block's heads, in their order.
+__device__ __forceinline__ void join_chunks(const Heads& heads, const Workspace& work, int from,
+                                            int to, half_bits* out) {
+  const int channels = heads.head_dim, group = heads.query_heads / heads.kv_heads;
+  const long long head0 = (long long)blockIdx.z * heads.query_heads + blockIdx.x * group;
+  for (int i = threadIdx.x; i < group * channels; i += kThreads) {
+    const long long head = head0 + i / channels;
+    const float* stats = work.stats + head * gridDim.y * 2;
+    const float* values = work.values + head * gridDim.y * channels + i % channels;
+    float most = kNothing, sum = 0.0f, total = 0.0f;
+#pragma unroll 8
+    for (int c = from; c <= to; ++c) most = fmaxf(most, __ldcg(stats + 2 * c));
+#pragma unroll 8
+    for (int c = from; c <= to; ++c) {
+      const float weight = __expf(__ldcg(stats + 2 * c) - most);
+      sum += __ldcg(stats + 2 * c + 1) * weight;
+      total += __ldcg(values + (long long)c * channels) * weight;
+    }
+    out[head * channels + i % channels] = to_half(total / sum);
+  }
+}
+
+// Grid: (kv_heads, chunks, rows); ``out``: [rows, query_heads * head_dim]. kMost: head_dim at most.
+template <bool kInt8, int kMost>
+__device__ __forceinline__ void attend(const Heads& heads, const Rotation& turn, const Cache& cache,
+                                       const half_bits* qkv, const Workspace& work,
+                                       half_bits* out) {
+  constexpr int kKeyPieces = kMost / 32, kBlocks = kMost / kBlock;
+  __shared__ Fresh<kInt8> fresh;
+  __shared__ float shares[kWarps][kBlock][kHeads + 1];
+  __shared__ half_bits weights[kWarps][kHeads][kSlots + 8];
+  __shared__ float most_of[kWarps][kHeads], sum_of[kWarps][kHeads];
+  __shared__ int arrivals;
+
+  start_next_kernel();
+  wait_for_last_kernel();
+  const int row = blockIdx.z, channels = heads.head_dim;
+  const int group = heads.query_heads / heads.kv_heads;
+  Place place;
+  place.first = *turn.first;
+  place.own = place.first + row;
+  place.oldest = heads.window && place.own >= heads.window ? place.own - heads.window + 1 : 0;
+  place.start = (long long)blockIdx.y * kChunk;
+  if (place.start > place.own || place.start + kChunk <= place.oldest) return;
+
+  // Key fragments: slots lane / 4 and lane / 4 + 8; value fragments: four slots, 8 channels each.
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, t = lane % 4, eighth = lane / 4;
+  const int slot0 = warp * kSlots;
+  Piece<kInt8> keys[2][kKeyPieces], values[4][kBlocks];
+#pragma unroll
+  for (int p = 0; p < kKeyPieces; ++p)
+#pragma unroll
+    for (int s = 0; s < 2; ++s)
+      keys[s][p] = load_piece<kInt8>(cache.keys, heads, place, slot0 + eighth + 8 * s,
+                                     8 * (t + 4 * p));
+#pragma unroll
+  for (int b = 0; b < kBlocks; ++b)
+#pragma unroll
+    for (int s = 0; s < 4; ++s)
+      values[s][b] = load_piece<kInt8>(cache.values, heads, place,
+                                       slot0 + 2 * t + s % 2 + s / 2 * 8, kBlock * b + 8 * eighth);
+
+  prepare<kInt8>(heads, turn, cache, qkv, place, fresh);
+  __syncthreads();
+
+  float scores[4] = {};
+#pragma unroll
+  for (int p = 0; p < kKeyPieces; ++p) {
+    const int channel = 8 * (t + 4 * p);
+    Bytes16 query = {};
+    if (eighth < group && channel < channels) query = *(Bytes16*)&fresh.queries[eighth][channel];
+    for (int s = 0; s < 2; ++s)
+      take_fresh<kInt8>(keys[s][p], fresh.keys, heads, place, slot0 + eighth + 8 * s, channel);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const unsigned a[4] = {pair_at(keys[0][p], 2 * i), pair_at(keys[1][p], 2 * i),
+                             pair_at(keys[0][p], 2 * i + 1), pair_at(keys[1][p], 2 * i + 1)};
+      const unsigned b[2] = {query.word[2 * i], query.word[2 * i + 1]};
+      multiply_tiles(scores, a, b);
+    }
   }
 
-  int lanes = 1;  // that hold a slot: a power of two, so that a shuffle's exclusive or stays inside
-  while (lanes * kLane < channels) lanes *= 2;
-  const int slots_at_once = kAttendThreads / lanes;
-  const int team = threadIdx.x / lanes, channel = threadIdx.x % lanes * kLane;
-  const bool holds = channel < channels;
-  const long long base = (long long)kv_head * heads.capacity;
-
-  Channels query[kGroup];
-  Softmax softmax[kGroup];
+  // This lane's scores: slots eighth and eighth + 8 (index / 2), heads 2t and 2t + 1 (index % 2).
+  float value_scale[2] = {1.0f, 1.0f}, largest_scale = 1.0f;
+  bool seen[2];
 #pragma unroll
-  for (int g = 0; g < kGroup; ++g) {
-    softmax[g] = {kNothing, 0.0f, {}};
-    query[g] = {};
-    const long long head = (long long)row * heads.query_heads + kv_head * group + g;
-    if (g < group && holds) query[g] = load_channels<false>(queries, head * channels + channel, 0);
-  }
-  for (int i = team; i < kChunk; i += slots_at_once) {
-    const long long slot = start + i;
-    const bool seen = slot <= own && slot >= oldest;
-    Channels key = {}, value = {};
-    if (seen && holds) {
-      const long long at = (base + slot) * channels + channel;
-      key = load_channels<kInt8>(cache.keys, at, kInt8 ? cache.key_scales[base + slot] : 1.0f);
-      value = load_channels<kInt8>(cache.values, at, kInt8 ? cache.value_scales[base + slot] : 1.0f);
+  for (int s = 0; s < 2; ++s) {
+    const int slot = slot0 + eighth + 8 * s;
+    seen[s] = place.start + slot <= place.own && place.start + slot >= place.oldest;
+    float scale = heads.scale;
+    if (kInt8) {
+      scale *= scale_at(cache.key_scales, fresh.key_scales, heads, place, slot);
+      value_scale[s] = scale_at(cache.value_scales, fresh.value_scales, heads, place, slot);
     }
+    for (int h = 0; h < 2; ++h) scores[2 * s + h] = seen[s] ? scores[2 * s + h] * scale : kNothing;
+  }
+  if (kInt8) largest_scale = max_over_warp(fmaxf(value_scale[0], value_scale[1]));
 #pragma unroll
-    for (int g = 0; g < kGroup; ++g) {
-      if (g >= group) break;
-      float score = 0.0f;
+  for (int h = 0; h < 2; ++h) {
+    const float most = over_slots(fmaxf(scores[h], scores[2 + h]),
+                                  [](float a, float b) { return fmaxf(a, b); });
+    float weight[2];
 #pragma unroll
-      for (int c = 0; c < kLane; ++c) score += query[g].at[c] * key.at[c];
-      for (int distance = lanes / 2; distance; distance /= 2)
-        score += __shfl_xor_sync(0xffffffffu, score, distance);
-      if (seen) add_slot(softmax[g], score * heads.scale, value);
+    for (int s = 0; s < 2; ++s) weight[s] = seen[s] ? __expf(scores[2 * s + h] - most) : 0.0f;
+    const float sum = over_slots(weight[0] + weight[1], [](float a, float b) { return a + b; });
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {  // INT8 values' scales, relative to the largest: fp16 holds them
+      const float share = kInt8 && largest_scale > 0.0f ? value_scale[s] / largest_scale : 1.0f;
+      weights[warp][2 * t + h][eighth + 8 * s] = to_half(weight[s] * share);
+    }
+    if (eighth == 0) {
+      most_of[warp][2 * t + h] = most;
+      sum_of[warp][2 * t + h] = sum;
     }
   }
+  __syncwarp();
 
+  const unsigned weight_pairs[2] = {*(unsigned*)&weights[warp][eighth][2 * t],
+                                    *(unsigned*)&weights[warp][eighth][2 * t + 8]};
+  const long long head0 = (long long)row * heads.query_heads + blockIdx.x * group;
 #pragma unroll
-  for (int g = 0; g < kGroup; ++g) {
-    if (g >= group) break;
+  for (int b = 0; b < kBlocks; ++b) {
+    if (b * kBlock >= channels) break;
+#pragma unroll
+    for (int s = 0; s < 4; ++s)
+      take_fresh<kInt8>(values[s][b], fresh.values, heads, place,
+                        slot0 + 2 * t + s % 2 + s / 2 * 8, kBlock * b + 8 * eighth);
     __syncthreads();
-    if (channel == 0) {
-      most_of[team] = softmax[g].most;
-      sum_of[team] = softmax[g].sum;
-    }
 #pragma unroll
-    for (int c = 0; c < kLane; ++c)
-      joined[team * lanes * kLane + channel + c] = softmax[g].values.at[c];
+    for (int j = 0; j < 4; ++j) {
+      unsigned pairs[4];
+      for (int s = 0; s < 4; ++s) pairs[s] = pair_at(values[s][b], j);
+      const unsigned a[4] = {
+          __byte_perm(pairs[0], pairs[1], 0x5410), __byte_perm(pairs[0], pairs[1], 0x7632),
+          __byte_perm(pairs[2], pairs[3], 0x5410), __byte_perm(pairs[2], pairs[3], 0x7632)};
+      float sums[4] = {};
+      multiply_tiles(sums, a, weight_pairs);
+      for (int i = 0; i < 4; ++i)
+        shares[warp][8 * eighth + 2 * j + i / 2][2 * t + i % 2] =
+            kInt8 ? sums[i] * largest_scale : sums[i];
+    }
     __syncthreads();
+    for (int i = threadIdx.x; i < group * kBlock; i += kThreads) {
+      const int channel = i % kBlock, head = i / kBlock;
+      if (b * kBlock + channel >= channels) continue;
+      float most = kNothing, total = 0.0f;
+      for (int w = 0; w < kWarps; ++w) most = fmaxf(most, most_of[w][head]);
+      for (int w = 0; w < kWarps; ++w)
+        total += shares[w][channel][head] * __expf(most_of[w][head] - most);
+      work.values[((head0 + head) * gridDim.y + blockIdx.y) * channels + b * kBlock + channel] =
+          total;
+    }
+  }
+  if (threadIdx.x < group) {
+    const int head = threadIdx.x;
     float most = kNothing, sum = 0.0f;
-    for (int t = 0; t < slots_at_once; ++t) most = fmaxf(most, most_of[t]);
-    for (int t = 0; t < slots_at_once; ++t) sum += sum_of[t] * __expf(most_of[t] - most);
-    for (int c = threadIdx.x; c < channels; c += kAttendThreads) {
-      float total = 0.0f;
-      for (int t = 0; t < slots_at_once; ++t)
-        total += joined[t * lanes * kLane + c] * __expf(most_of[t] - most);
-      out[g * next_head + c] = total;
-    }
-    if (threadIdx.x == 0) {
-      out[g * next_head + channels] = most;
-      out[g * next_head + channels + 1] = sum;
-    }
+    for (int w = 0; w < kWarps; ++w) most = fmaxf(most, most_of[w][head]);
+    for (int w = 0; w < kWarps; ++w) sum += sum_of[w][head] * __expf(most_of[w][head] - most);
+    float* stats = work.stats + ((head0 + head) * gridDim.y + blockIdx.y) * 2;
+    stats[0] = most;
+    stats[1] = sum;
   }
+
+  const int from = (int)(place.oldest / kChunk), to = (int)(place.own / kChunk);
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    int* arrived = work.arrived + row * heads.kv_heads + blockIdx.x;
+    arrivals = atomicAdd(arrived, 1);
+    if (arrivals == to - from) *arrived = 0;
+  }
+  __syncthreads();
+  if (arrivals != to - from) return;
+  __threadfence();
+  join_chunks(heads, work, from, to, out);
 }
 
-#define ATTEND(int8, group, name)                                                             \
-  extern "C" __global__ void __launch_bounds__(kAttendThreads) attend_##name(                 \
-      Heads heads, const long long* first, Cache cache, const half_bits* queries,             \
-      float* parts) {                                                                         \
-    attend_chunk<int8, group>(heads, first, cache, queries, parts);                           \
+#define ATTEND(int8, most, name)                                                               \
+  extern "C" __global__ void __launch_bounds__(kThreads) attend_##name(                        \
+      Heads heads, Rotation turn, Cache cache, const half_bits* qkv, Workspace work,           \
+      half_bits* out) {                                                                        \
+    attend<int8, most>(heads, turn, cache, qkv, work, out);                                    \
   }
 
-ATTEND(false, 1, f16_1)  // query heads that share a key-value head: 1, up to 4, up to 8
-ATTEND(false, 4, f16_4)
-ATTEND(false, 8, f16_8)
-ATTEND(true, 1, i8_1)
-ATTEND(true, 4, i8_4)
-ATTEND(true, 8, i8_8)
-
-// Grid: (query_heads, rows); ``out``: [rows, query_heads * head_dim].
-extern "C" __global__ void __launch_bounds__(kMaxHead)
-combine(Heads heads, const float* parts, int chunks, half_bits* out) {
-  const int channels = heads.head_dim, channel = threadIdx.x;
-  const long long head = (long long)blockIdx.y * heads.query_heads + blockIdx.x;
-  const float* part = parts + head * chunks * (channels + 2);
-  if (channel >= channels) return;
-  float most = kNothing, sum = 0.0f, total = 0.0f;
-  for (int i = 0; i < chunks; ++i) most = fmaxf(most, part[i * (channels + 2) + channels]);
-  for (int i = 0; i < chunks; ++i) {
-    const float* p = part + i * (channels + 2);
-    if (p[channels + 1] == 0.0f) continue;  // nothing seen: its values were never written
-    const float weight = __expf(p[channels] - most);
-    sum += p[channels + 1] * weight;
-    total += p[channel] * weight;
-  }
-  out[head * channels + channel] = to_half(total / sum);
-}
+ATTEND(false, 128, f16_128)  // heads of up to 128 channels, of up to 256
+ATTEND(false, 256, f16_256)
+ATTEND(true, 128, i8_128)
+ATTEND(true, 256, i8_256)

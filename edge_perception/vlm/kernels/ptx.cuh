@@ -5,6 +5,7 @@
 typedef unsigned short half_bits;
 typedef unsigned char uint8;
 
+struct alignas(8) Bytes8 { unsigned word[2]; };
 struct alignas(16) Bytes16 { unsigned word[4]; };
 
 __device__ __forceinline__ float to_float(half_bits value) {
@@ -52,6 +53,21 @@ __device__ __forceinline__ void multiply_tiles(float (&d)[4], const unsigned (&a
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// From Hopper on a kernel may be started while the last one still runs, so that its start, and what
+// it reads that no kernel writes, cost no time. Every kernel here calls both, at its beginning: it
+// lets the next one start, and waits until the last one's results are there.
+__device__ __forceinline__ void start_next_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+__device__ __forceinline__ void wait_for_last_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 __device__ __forceinline__ float sum_over_warp(float value) {
