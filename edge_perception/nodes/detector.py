@@ -30,16 +30,16 @@ from edge_perception.embedded import demo_manifest
 from edge_perception.errors import ConfigError, ImageError
 from edge_perception.gpu.lease import FrameLease
 from edge_perception.gpu.preprocess import to_bgr
+from edge_perception.nodes.detection_cdr import encoder_for
 from edge_perception.nodes.foresight import Foresight
 from edge_perception.nodes.frame_streams import FrameStream, RemoteFrameStream
 from edge_perception.nodes.managed import Health, ManagedNode
 from edge_perception.nodes.messages import (
-    DetectionPool,
+    to_classification,
     to_diagnostic_array,
     to_header,
     to_image,
     to_label_info,
-    to_result,
     to_status,
 )
 from edge_perception.nodes.params import Declaration
@@ -144,7 +144,7 @@ class DetectorNode(ManagedNode):
         self._counts: Counter[str] = Counter()
         self._last_error = ""
         self._foresight = Foresight()
-        self._pool = DetectionPool()
+        self._to_message: Callable[[Any, Header], Any] = lambda *_: None
         self._frame_came = threading.Event()
         self._work = self.create_guard_condition(self._process_waiting)
 
@@ -157,6 +157,7 @@ class DetectorNode(ManagedNode):
             _runtime_choice(values),
             self._tell_progress,
         )
+        self._to_message = _message_maker(self._model)
         self.apply_parameters(values)
         self._streams = self._given_streams or [
             RemoteFrameStream(self.resolve_topic_name(topic)) for topic in values["frames"]
@@ -331,12 +332,12 @@ class DetectorNode(ManagedNode):
     ) -> None:
         assert self._model is not None
         header = to_header(lease.info.stamp_ns, lease.info.frame_id)
-        names = self._model.manifest.class_names
         with recorder.stage("publish"):
-            self._results.publish(to_result(result, header, names, self._pool))
+            self._results.publish(self._to_message(result, header))
         if self._stages.get_subscription_count():
             self._publish_stages(lease, camera, header, recorder)
         if self._debug_image.get_subscription_count():
+            names = self._model.manifest.class_names
             picture = draw_result(to_bgr(lease.pixels, lease.info.format), result, names)
             self._debug_image.publish(to_image(picture, header))
 
@@ -358,6 +359,13 @@ class DetectorNode(ManagedNode):
         header = Header(stamp=self.get_clock().now().to_msg())
         names = self._model.manifest.class_names
         self._label_info.publish(to_label_info(names, self._settings.score_threshold, header))
+
+
+def _message_maker(model: Detector | Classifier) -> Callable[[Any, Header], Any]:
+    names = model.manifest.class_names
+    if isinstance(model, Classifier):
+        return lambda result, header: to_classification(result, header, names)
+    return encoder_for(names)
 
 
 def _tracker_class() -> Callable[[], Tracker]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from builtin_interfaces.msg import Time
@@ -27,6 +28,7 @@ from edge_perception.core.frame import FrameInfo
 from edge_perception.core.image import UInt8Array
 from edge_perception.errors import FrameError
 from edge_perception.gpu import descriptor
+from edge_perception.vlm.scene import SeenObject
 
 _NS = 1_000_000_000
 
@@ -70,18 +72,6 @@ def from_frame_handle(message: Image) -> bytes:
     return bytes(message.data)
 
 
-def to_result(
-    result: Detections | Classification,
-    header: Header,
-    class_names: Sequence[str],
-    pool: DetectionPool | None = None,
-) -> Detection2DArray | ClassificationMessage:
-    """Return what a model found as the message of its kind; see ``to_detection2d_array``."""
-    if isinstance(result, Classification):
-        return to_classification(result, header, class_names)
-    return to_detection2d_array(result, header, class_names, pool)
-
-
 def to_classification(
     classification: Classification, header: Header, class_names: Sequence[str]
 ) -> ClassificationMessage:
@@ -97,51 +87,28 @@ def to_classification(
     )
 
 
-class DetectionPool:
-    """Messages of single detections for use again: making one costs fifteen times filling one.
-
-    The constructor makes ten nested messages and a covariance, all of which stay as they are.
-    """
-
-    def __init__(self) -> None:
-        self._made: list[Detection2D] = []
-
-    def take(self, count: int) -> list[Detection2D]:
-        """Return ``count`` messages with one hypothesis each; the next call gives them again."""
-        while len(self._made) < count:
-            self._made.append(Detection2D(results=[ObjectHypothesisWithPose()]))
-        return self._made[:count]
-
-
 def to_detection2d_array(
-    detections: Detections,
-    header: Header,
-    class_names: Sequence[str],
-    pool: DetectionPool | None = None,
+    detections: Detections, header: Header, class_names: Sequence[str]
 ) -> Detection2DArray:
-    """Return detections as a message in source pixels; ``id`` is the track, empty without one.
-
-    With a ``pool`` the message is valid until the pool's next use.
-    """
-    tracks = detections.track_ids
+    """Return detections as a message in source pixels; ``id`` is the track, empty without one."""
     message = Detection2DArray(header=header)
-    message.detections = (pool or DetectionPool()).take(len(detections.scores))
-    for i, (detection, box, score, class_id) in enumerate(
+    for i, (box, score, class_id) in enumerate(
         zip(
-            message.detections,
             detections.boxes_xyxy.tolist(),
             detections.scores.tolist(),
             detections.class_ids.tolist(),
             strict=True,
         )
     ):
-        detection.header = header
-        detection.id = _track_name(tracks, i)
+        detection = Detection2D(header=header, results=[ObjectHypothesisWithPose()])
+        detection.id = track_name(detections.track_ids, i)
         _fill(detection, box, score, class_names[class_id])
+        message.detections.append(detection)
     return message
 
 
-def _track_name(track_ids: np.ndarray | None, index: int) -> str:  # type: ignore[type-arg]
+def track_name(track_ids: np.ndarray | None, index: int) -> str:  # type: ignore[type-arg]
+    """Return an object's track as its id; empty where it has none."""
     if track_ids is None or track_ids[index] < 0:
         return ""
     return str(int(track_ids[index]))
@@ -171,7 +138,7 @@ def from_detection2d_array(message: Detection2DArray) -> Mapping[str, object]:
     }
 
 
-def _from_detection2d(detection: Detection2D) -> Mapping[str, object]:
+def _from_detection2d(detection: Detection2D) -> Mapping[str, Any]:
     centre, box = detection.bbox.center.position, detection.bbox
     hypothesis = detection.results[0].hypothesis if detection.results else None
     return {
@@ -185,6 +152,14 @@ def _from_detection2d(detection: Detection2D) -> Mapping[str, object]:
             centre.y + box.size_y / 2,
         ],
     }
+
+
+def to_seen_objects(message: Detection2DArray) -> tuple[SeenObject, ...]:
+    """Return detections as the language side needs them, in the message's order."""
+    return tuple(
+        SeenObject(str(told["class"]), told["score"], tuple(told["xyxy"]))
+        for told in map(_from_detection2d, message.detections)
+    )
 
 
 def to_label_info(class_names: Sequence[str], threshold: float, header: Header) -> LabelInfo:

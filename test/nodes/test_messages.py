@@ -16,7 +16,6 @@ from vision_msgs.msg import Detection2D, Detection2DArray
 
 from edge_perception.core.detections import Detections
 from edge_perception.nodes.messages import (
-    DetectionPool,
     from_detection2d_array,
     from_status,
     to_detection2d_array,
@@ -60,14 +59,6 @@ def test_boxes_become_sub_pixel_centres_and_sizes() -> None:
 def test_tracks_become_ids_and_none_of_them_an_empty_one() -> None:
     message = to_detection2d_array(detections([7, -1]), HEADER, ["mug", "box"])
     assert [d.id for d in message.detections] == ["7", ""]
-
-
-def test_messages_from_a_pool_equal_new_ones() -> None:
-    pool = DetectionPool()
-    tracked, other = detections([7, 9]), to_header(5, "rear")
-    for found, header in ((tracked, HEADER), (Detections.empty(), HEADER), (detections(), other)):
-        pooled = to_detection2d_array(found, header, ["mug", "box"], pool)
-        assert pooled == to_detection2d_array(found, header, ["mug", "box"])
 
 
 def test_detections_come_back_from_their_message() -> None:
