@@ -112,6 +112,7 @@ def _difference(spec: Preprocessing, pixels: np.ndarray, fmt: ImageFormat) -> fl
     stream = Stream(get_device())
     with device_memory(pixels.nbytes) as source, device_memory(expected.nbytes) as tensor:
         checked(driver.cuMemcpyHtoD(source, pixels.ctypes.data, pixels.nbytes), "uploading")
+        get_device().synchronize()  # the driver may return before pageable memory has arrived
         CudaPreprocessor(spec).launch([DeviceRegion(source, fmt)], tensor, stream.handle)
         stream.synchronize()
         got = np.empty_like(expected)

@@ -26,10 +26,11 @@ WHOLE = Letterbox.fit((64, 96), (64, 96), "center")
 
 
 def upload(values: np.ndarray) -> int:
-    """Copy an array into an allocation of its own; returns its address."""
+    """Copy an array into an allocation of its own and wait for it; returns its address."""
     values = np.ascontiguousarray(values)
     address = int(checked(driver.cuMemAlloc(values.nbytes), "allocating"))
     checked(driver.cuMemcpyHtoD(address, values.ctypes.data, values.nbytes), "uploading")
+    get_device().synchronize()
     return address
 
 

@@ -207,10 +207,20 @@ def _to_class_ids(values: Float32Array) -> Int32Array:
 @lru_cache(maxsize=8)
 def _grid(height: int, width: int, anchors: int) -> tuple[Float32Array, Float32Array]:
     """Return cell coordinates ``(N, 2)`` and strides ``(N,)`` of YOLOX's anchor-free grid."""
+    strides = grid_strides(height, width, anchors)
+    sizes = [(height // stride, width // stride) for stride in strides]
+    return _cells(sizes), np.repeat(strides, [r * c for r, c in sizes]).astype(np.float32)
+
+
+def grid_strides(height: int, width: int, anchors: int) -> tuple[int, ...]:
+    """Return the strides of the levels of YOLOX's grid, finest first.
+
+    Raises:
+        ManifestError: no strides that are in use give so many anchors.
+    """
     for strides in ((8, 16, 32), (4, 8, 16, 32), (8, 16, 32, 64), (4, 8, 16)):
-        sizes = [(height // stride, width // stride) for stride in strides]
-        if sum(rows * columns for rows, columns in sizes) == anchors:
-            return _cells(sizes), np.repeat(strides, [r * c for r, c in sizes]).astype(np.float32)
+        if sum((height // stride) * (width // stride) for stride in strides) == anchors:
+            return strides
     raise ManifestError(
         f"no known set of strides gives {anchors} anchors for a {height}x{width} px input",
         mend="Check preprocessing.height and width against the model's export size.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,11 @@ from edge_perception.detection.decoders import (
     Outputs,
     check_head,
 )
+from edge_perception.detection.device_backend import DeviceBackend
+from edge_perception.detection.device_path import MAX_KEPT, DevicePath
 from edge_perception.detection.runtimes import RuntimeChoice, open_backend
+from edge_perception.gpu.head_layout import DeviceDetections
+from edge_perception.gpu.lease import FrameLease
 from edge_perception.gpu.preprocess import Preprocessor
 
 # More candidates than this are junk of a threshold near 0; suppression is quadratic in them.
@@ -64,6 +69,44 @@ class Detector:
         self.manifest = manifest
         self.backend = backend
         self._preprocessor = Preprocessor(manifest.preprocessing)
+        # Frames that lie on the GPU go to an engine without coming to the host.
+        self._device_path = (
+            DevicePath(manifest, backend) if isinstance(backend, DeviceBackend) else None
+        )
+
+    @property
+    def reads_device_frames(self) -> bool:
+        """Whether a frame in device memory is read there, and not copied to the host first."""
+        return self._device_path is not None
+
+    def detect_frame(
+        self,
+        lease: FrameLease,
+        settings: DetectionSettings,
+        recorder: SpanRecorder,
+        after_inference: Callable[[], None] = lambda: None,
+    ) -> Detections:
+        """Find objects in a frame of a ring, where it lies if the model can read it there.
+
+        Spans and errors are those of ``detect``; times on the GPU are the GPU's own. The lease
+        must be held until the return.
+
+        Raises:
+            FrameError: the lease was released.
+            CudaError: the GPU failed.
+        """
+        if self._device_path is None or not lease.on_gpu:
+            pixels = lease.to_host()
+            return self.detect(pixels, lease.info.format, settings, recorder, after_inference)
+        result = self._device_path.run(lease, settings.score_threshold, settings.nms_iou, recorder)
+        after_inference()
+        found = result.found
+        if found is None or not _enough(found, settings):
+            detections = self._postprocess(self._device_path.outputs(), result.letterbox, settings)
+        else:
+            detections = _filter(found, settings)
+        recorder.add("postprocess", result.inferred_ns, time.monotonic_ns())
+        return detections
 
     def detect(
         self,
@@ -114,6 +157,23 @@ class Detector:
     def close(self) -> None:
         """Release the backend."""
         self.backend.close()
+
+
+def _enough(found: DeviceDetections, settings: DetectionSettings) -> bool:
+    """Tell whether the kernels kept all that the settings can ask for."""
+    if len(found.scores) < MAX_KEPT:
+        return found.complete
+    return found.complete and settings.class_ids is None and settings.max_detections <= MAX_KEPT
+
+
+def _filter(found: DeviceDetections, settings: DetectionSettings) -> Detections:
+    """Leave the classes asked for, and the best; classes do not suppress one another."""
+    best = Candidates(found.boxes_xyxy, found.scores, found.class_ids)
+    best = best.select(best.scores > 0)  # as OpenCV's suppression does on the CPU
+    if settings.class_ids is not None:
+        best = best.select(np.isin(best.class_ids, list(settings.class_ids)))
+    best = best.select(np.s_[: settings.max_detections])
+    return Detections(best.boxes_xyxy, np.minimum(best.scores, 1), best.class_ids)
 
 
 def suppress(found: Candidates, nms_iou: float) -> npt.NDArray[np.intp]:

@@ -1,8 +1,8 @@
 """An engine behind the ``Backend`` protocol: arrays of the host in and out.
 
 Uploads the inputs, runs the engine (as a CUDA graph where that can be captured), downloads the
-outputs, and waits once, at the end. Where frames are on the GPU already, bind their memory to the
-engine itself and leave this out.
+outputs, and waits once, at the end. Where frames are on the GPU already, ``device_path`` fills the
+engine's input there and calls ``enqueue`` alone.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ class DeviceBackend:
         """
         self.name = name
         self.inputs, self.outputs = engine.inputs, engine.outputs
-        self._engine, self._workspace = engine, workspace
+        self.workspace = workspace
+        self._engine = engine
         self._closed = False
         specs = (*self.inputs, *self.outputs)
         self._addresses = {spec.name: workspace.allocate(_size_bytes(spec)) for spec in specs}
@@ -120,31 +121,50 @@ class DeviceBackend:
 
     def infer(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """Run the model once; see ``Backend``. The arrays returned are pinned memory."""
-        if self._closed:
-            raise EngineError("the model was closed", mend="Configure the node again.")
+        self.make_ready()
         self._check(tensors)
-        workspace = self._workspace
-        workspace.make_current()
         for spec, tensor in zip(self.inputs, tensors, strict=True):
             np.copyto(self._tensors[spec.name], tensor)
-            workspace.upload(self._addresses[spec.name], self._pinned[spec.name])
+            self.workspace.upload(self._addresses[spec.name], self._pinned[spec.name])
+        self.enqueue()
+        return self.download()
+
+    def make_ready(self) -> None:
+        """Bind the GPU's context to the calling thread.
+
+        Raises:
+            EngineError: the backend was closed.
+        """
+        if self._closed:
+            raise EngineError("the model was closed", mend="Configure the node again.")
+        self.workspace.make_current()
+
+    def address(self, name: str) -> int:
+        """Return the device address of a tensor, contiguous, as ``inputs`` or ``outputs`` say."""
+        return self._addresses[name]
+
+    def enqueue(self) -> None:
+        """Queue one inference on what the input tensors hold, on the workspace's stream."""
         if self._graph is not None:
-            self._graph.launch(workspace.stream)
+            self._graph.launch(self.workspace.stream)
         else:
-            self._engine.enqueue(workspace.stream)
+            self._engine.enqueue(self.workspace.stream)
+
+    def download(self) -> Sequence[Tensor]:
+        """Copy the outputs to the host, wait, and return them; pinned memory, as ``infer``'s."""
         for spec in self.outputs:
-            workspace.download(self._pinned[spec.name], self._addresses[spec.name])
-        workspace.synchronize()
+            self.workspace.download(self._pinned[spec.name], self._addresses[spec.name])
+        self.workspace.synchronize()
         return [self._tensors[spec.name] for spec in self.outputs]
 
     def close(self) -> None:
         """Free engine and memory; arrays that ``infer`` returned are invalid from here on."""
         if not self._closed:
             self._closed = True
-            self._workspace.make_current()
-            self._workspace.synchronize()
+            self.workspace.make_current()
+            self.workspace.synchronize()
             self._engine.close()
-            self._workspace.close()
+            self.workspace.close()
 
     def _check(self, tensors: Sequence[Tensor]) -> None:
         found = [(tensor.shape, tensor.dtype.name) for tensor in tensors]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import cv2
@@ -12,6 +13,7 @@ from edge_perception.core.detections import Detections
 from edge_perception.core.image import UInt8Array
 
 _MOST_CLASSES = 5
+_MOST_LINES = 6
 
 
 def draw_result(
@@ -51,6 +53,29 @@ def draw_detections(
         label = f"{class_names[class_id]} {score:.2f}"
         cv2.putText(canvas, label, (x1, max(10, y1 - 4)), cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, 1)
     return canvas
+
+
+def draw_caption(
+    pixels_bgr: UInt8Array,
+    boxes: Sequence[tuple[str, tuple[float, float, float, float], bool]],
+    text: str,
+) -> UInt8Array:
+    """Return a copy of the image with a caption below it, and the boxes of what a detector saw.
+
+    A box is a name, its corners in px, and whether the text speaks of it: then it is drawn thick.
+    """
+    canvas = pixels_bgr.copy()
+    for name, box, is_spoken_of in boxes:
+        x1, y1, x2, y2 = (round(side) for side in box)
+        colour, thickness = ((80, 220, 80), 3) if is_spoken_of else ((160, 160, 160), 1)
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, thickness)
+        cv2.putText(canvas, name, (x1, max(10, y1 - 4)), cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, 1)
+    lines = textwrap.wrap(text, max(16, canvas.shape[1] // 9))[:_MOST_LINES] or [""]
+    strip = np.zeros((20 * len(lines) + 8, canvas.shape[1], 3), np.uint8)
+    for row, line in enumerate(lines):
+        place = (6, 20 + 20 * row)
+        cv2.putText(strip, line, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1)
+    return np.concatenate((canvas, strip))
 
 
 def _class_colour(class_id: int) -> tuple[int, int, int]:

@@ -15,6 +15,7 @@ from edge_perception.errors import EngineError
 MAX_CANDIDATES = 4096
 MAX_LEVELS = 4
 _HEAD_CODES = {"yolov8": 0, "yolov5": 1, "yolox": 2}
+DECODABLE_HEADS = frozenset(_HEAD_CODES)
 
 
 class _LevelArgument(ctypes.Structure):

@@ -82,7 +82,12 @@ def compile_text(text: str, name: str, architecture: str) -> bytes:
     Raises:
         CudaError: the compiler refused; the error holds its log.
     """
-    program = _compiled(nvrtc.nvrtcCreateProgram(text.encode(), name.encode(), 0, [], []))
+    try:
+        program = _compiled(nvrtc.nvrtcCreateProgram(text.encode(), name.encode(), 0, [], []))
+    except RuntimeError as error:  # cuda-bindings when libnvrtc is missing
+        raise CudaError(
+            f"no CUDA run-time compiler: {error}", mend="Install requirements/gpu.txt."
+        ) from error
     options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17", b"-lineinfo"]
     (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:

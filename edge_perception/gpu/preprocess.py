@@ -200,6 +200,20 @@ def _resize(picture: UInt8Array, width: int, height: int) -> UInt8Array:
     return resized[:, :, np.newaxis] if resized.ndim == 2 else resized
 
 
+def to_rgb(pixels: UInt8Array, image_format: ImageFormat) -> UInt8Array:
+    """Return a copy of an image of any encoding as contiguous uint8 RGB ``(height, width, 3)``.
+
+    Raises:
+        ImageError: the bytes do not fit the format.
+    """
+    picture, order = _channels(ImageRegion(pixels, image_format))
+    if order == (2, 1, 0) and picture.shape[2] == 3:  # far faster than picking channels
+        return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
+    return np.array(
+        picture if order == (0, 1, 2) and picture.shape[2] == 3 else picture[:, :, order]
+    )
+
+
 def to_bgr(pixels: UInt8Array, image_format: ImageFormat) -> UInt8Array:
     """Return an image of any encoding as contiguous uint8 ``(height, width, 3)``, for people.
 

@@ -1,4 +1,4 @@
-"""What running a network on a GPU needs: device and pinned memory, a stream, CUDA graphs.
+"""What running a network on a GPU needs: memory, a stream, CUDA graphs, kernels around it.
 
 All of it is allocated while a node is configured and given back together. Only ``synchronize``
 waits for the GPU.
@@ -6,14 +6,19 @@ waits for the GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from cuda.bindings import driver
 
 from edge_perception.core.image import UInt8Array
-from edge_perception.gpu.cuda import Stream, checked, get_device
+from edge_perception.core.manifest import Preprocessing
+from edge_perception.gpu.cuda import Event, Stream, checked, get_device
 from edge_perception.gpu.cuda_memory import allocate_pinned, view_host
+from edge_perception.gpu.detections_cuda import CudaDecoder
+from edge_perception.gpu.head_layout import HeadLayoutArgument
+from edge_perception.gpu.preprocess_cuda import CudaPreprocessor
 
 
 class CapturedGraph:
@@ -46,8 +51,29 @@ class CapturedGraph:
         checked(driver.cuGraphDestroy(self._graph), "freeing a captured graph")
 
 
+class StageClock:
+    """Times between marks in a stream's work, taken by the GPU; marking does not wait."""
+
+    def __init__(self, stream: int, marks: int) -> None:
+        self._stream = stream
+        self._events = [Event(timed=True) for _ in range(marks)]
+
+    def mark(self, index: int) -> None:
+        """Mark the end of the work queued so far."""
+        self._events[index].record(self._stream)
+
+    def elapsed_ms(self) -> Sequence[float]:
+        """Return the times from each mark to the next; the stream must have come to the last."""
+        return [after.elapsed_ms(before) for before, after in pairwise(self._events)]
+
+    def close(self) -> None:
+        """Destroy the events."""
+        for event in self._events:
+            event.close()
+
+
 class Workspace:
-    """Memory, a high-priority stream and graphs on one GPU, for one network.
+    """Memory, a high-priority stream, graphs and kernels on one GPU, for one network.
 
     Addresses are integers. ``close`` frees everything that was allocated through it.
     """
@@ -64,6 +90,7 @@ class Workspace:
         self._addresses: list[int] = []
         self._pinned: list[int] = []
         self._graphs: list[CapturedGraph] = []
+        self._kernels: list[CudaDecoder | StageClock] = []
 
     @property
     def stream(self) -> int:
@@ -103,6 +130,20 @@ class Workspace:
         self._graphs.append(graph)
         return graph
 
+    def preprocessor(self, spec: Preprocessing) -> CudaPreprocessor:
+        """Return the kernel that fills input tensors as ``spec`` says."""
+        return CudaPreprocessor(spec, self.device.ordinal)
+
+    def decoder(self, layout: HeadLayoutArgument, max_kept: int) -> CudaDecoder:
+        """Return the kernels that turn a raw head's output into boxes; freed by ``close``."""
+        self._kernels.append(decoder := CudaDecoder(layout, max_kept, self.device.ordinal))
+        return decoder
+
+    def stage_clock(self, marks: int) -> StageClock:
+        """Return a clock of the stream's work; freed by ``close``."""
+        self._kernels.append(clock := StageClock(self.stream, marks))
+        return clock
+
     def synchronize(self) -> None:
         """Block until the work queued so far is done."""
         self._stream.synchronize()
@@ -113,8 +154,8 @@ class Workspace:
             return
         self.make_current()
         self.synchronize()
-        for graph in self._graphs:
-            graph.close()
+        for made in (*self._graphs, *self._kernels):
+            made.close()
         for address in self._addresses:
             checked(driver.cuMemFree(address), "freeing device memory")
         for address in self._pinned:

@@ -223,6 +223,7 @@ class DetectorNode(ManagedNode):
             "refused": sum(stream.refused for stream in self._streams),
             "last_refusal": self._last_refusal(),
             "frame_transport": ", ".join(s.transport for s in self._streams if s.transport),
+            "frame_way": self._frame_way(),
             "model": self._model.manifest.name if self._model else "",
             "backend": self._model.backend.name if self._model else "",
         }
@@ -238,6 +239,15 @@ class DetectorNode(ManagedNode):
     def _tell_progress(self, told: str) -> None:
         """Log what the making of an engine has come to, at most once in five seconds."""
         self.get_logger().info(f"engine: {told}", throttle_duration_sec=5.0)
+
+    def _frame_way(self) -> str:
+        """Say where frames lie and the model reads them; a copy between the two costs every one."""
+        if self._model is None or not any(stream.transport for stream in self._streams):
+            return ""
+        on_gpu = isinstance(self._model, Detector) and self._model.reads_device_frames
+        read = "gpu" if on_gpu else "host"
+        lying = {"gpu" if s.transport.startswith("cuda") else "host" for s in self._streams}
+        return ", ".join(read if at == read else f"{at} to {read}" for at in sorted(lying))
 
     def _last_refusal(self) -> str:
         return next((s.last_refusal for s in self._streams if s.last_refusal), "")
@@ -311,10 +321,10 @@ class DetectorNode(ManagedNode):
     ) -> Detections | Classification:
         assert self._model is not None
         asking = self._foresight.inference_ended
-        given = (lease.pixels, lease.info.format, self._settings, recorder, asking)
         if isinstance(self._model, Classifier):
-            return self._model.classify(*given)
-        detections = self._model.detect(*given)
+            pixels, image_format = lease.to_host(), lease.info.format
+            return self._model.classify(pixels, image_format, self._settings, recorder, asking)
+        detections = self._model.detect_frame(lease, self._settings, recorder, asking)
         camera = stream.name
         if self._make_tracker is not None:
             with recorder.stage("track"):
@@ -338,7 +348,7 @@ class DetectorNode(ManagedNode):
             self._publish_stages(lease, camera, header, recorder)
         if self._debug_image.get_subscription_count():
             names = self._model.manifest.class_names
-            picture = draw_result(to_bgr(lease.pixels, lease.info.format), result, names)
+            picture = draw_result(to_bgr(lease.to_host(), lease.info.format), result, names)
             self._debug_image.publish(to_image(picture, header))
 
     def _publish_stages(

@@ -16,6 +16,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from emulated_gpu import EmulatedClock, EmulatedDecoder, EmulatedPreprocessor
+
+from edge_perception.core.manifest import Preprocessing
+from edge_perception.gpu.head_layout import HeadLayoutArgument
 
 HEADER = b"fake plan of "
 _ELEMENT_TYPES = {1: "FLOAT", 10: "HALF", 2: "UINT8", 3: "INT8", 6: "INT32", 7: "INT64"}
@@ -333,7 +337,7 @@ class FakeWorkspace:
     def __init__(self) -> None:
         self._memory: list[np.ndarray] = []
         self.graphs: list[FakeGraph] = []
-        self.synchronizations = 0
+        self.synchronizations = self.uploads = self.downloads = 0
         self.closed = False
 
     def make_current(self) -> None:
@@ -348,14 +352,25 @@ class FakeWorkspace:
         return np.zeros(size_bytes, np.uint8)
 
     def upload(self, address: int, source: np.ndarray) -> None:
+        self.uploads += 1
         ctypes.memmove(address, source.ctypes.data, source.nbytes)
 
     def download(self, target: np.ndarray, address: int) -> None:
+        self.downloads += 1
         ctypes.memmove(target.ctypes.data, address, target.nbytes)
 
     def capture(self, enqueue: Callable[[], None]) -> FakeGraph:
         self.graphs.append(FakeGraph(enqueue))
         return self.graphs[-1]
+
+    def preprocessor(self, spec: Preprocessing) -> EmulatedPreprocessor:
+        return EmulatedPreprocessor(spec)
+
+    def decoder(self, layout: HeadLayoutArgument, max_kept: int) -> EmulatedDecoder:
+        return EmulatedDecoder(layout, max_kept)
+
+    def stage_clock(self, marks: int) -> EmulatedClock:
+        return EmulatedClock(marks)
 
     def synchronize(self) -> None:
         self.synchronizations += 1

@@ -9,11 +9,17 @@ from edge_perception.gpu.cuda import checked, get_device
 
 
 def upload(values: np.ndarray) -> int:
-    """Copy an array to the GPU; returns its address."""
-    get_device().make_current()
+    """Copy an array to the GPU; returns its address.
+
+    Waits for the device: the driver returns from pageable memory before the last bytes are there,
+    and streams of ours do not wait for its own.
+    """
+    device = get_device()
+    device.make_current()
     values = np.ascontiguousarray(values)
     address = int(checked(driver.cuMemAlloc(values.nbytes), "allocating"))
     checked(driver.cuMemcpyHtoD(address, values.ctypes.data, values.nbytes), "uploading")
+    device.synchronize()
     return address
 
 

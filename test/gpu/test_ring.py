@@ -290,7 +290,7 @@ def test_host_memory_is_not_filled_by_a_gpu(transport: str) -> None:
     spec = RingSpec("test", slot_bytes=SMALL.size_bytes)
     with FrameRing.create(spec, transport_named(transport)) as ring:
         with pytest.raises(FrameError, match="lies in host memory"):
-            ring.write_on_device(SMALL, lambda pointer, stream: info(1))
+            ring.write_on_device(SMALL, lambda *_: info(1))
         assert write(ring, 1) == 1
 
 
