@@ -61,6 +61,13 @@ class RandomModel:
             inverse_frequencies=theta ** (-steps / shape.head_dim),
         )
 
+    def with_head(self, weights: DecoderWeights, head_bits: int) -> DecoderWeights:
+        """The same weights with a head (and, where tied, an embedding) of ``head_bits`` drawn."""
+        shape = weights.shape
+        generator = torch.Generator(self.device).manual_seed(self.seed)
+        head = self._matrix(shape.vocab_size, shape.hidden_size, head_bits, generator)
+        return replace(weights, head=head, embedding=head if shape.tied_head else weights.embedding)
+
     def _layer(self, shape: LanguageModelShape, generator: torch.Generator) -> LayerWeights:
         made = {}
         for name, (rows, columns, has_bias) in shape.layer_linears().items():

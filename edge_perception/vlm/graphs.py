@@ -68,13 +68,17 @@ class SegmentGraphs:
     def queue(self, index: int, rows: int) -> int:
         number, place = self._queued, self._queued % _IN_FLIGHT
         self._marks[(number - 2) % _IN_FLIGHT].synchronize()
-        self._graphs[self._key(index, rows)].replay()
+        self.replay(index, rows)
         if rows == 1 and index == len(self._decoder.segments) - 1:
             token = self._decoder.state.tokens[:1]
             self._tokens[place : place + 1].copy_(token, non_blocking=True)
         self._marks[place].record(self._stream)
         self._queued += 1
         return number
+
+    def replay(self, index: int, rows: int) -> None:
+        """Queue a segment alone, without a mark: for measurements."""
+        self._graphs[self._key(index, rows)].replay()
 
     def token(self, number: int) -> int:
         place = number % _IN_FLIGHT

@@ -1,0 +1,112 @@
+"""The file of the decoder's figures on a GPU: filled part by part, summed up at every writing.
+
+Two scripts write it (``h100`` and ``peers``), in one run on one machine; each begins with what is
+there. ``models`` has a row a name of the table, and rows of the same shape hold the same figures.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from edge_perception.core.machine import describe_code, describe_machine, utc_now
+
+TABLE = {
+    "Llama-3-8B": "llama-3-8b",
+    "Llama-2-7B": "llama-2-7b",
+    "Llama-2-13B": "llama-2-13b",
+    "Vicuna-7B": "llama-2-7b",
+    "VILA-7B": "llama-2-7b",
+    "VILA-13B": "llama-2-13b",
+    "NVILA-2B": "nvila-2b",
+    "NVILA-8B": "nvila-8b",
+}
+"""Rows of the table: the shape (``config/models``) that is timed for each."""
+
+SHAPES = ("llama-3-8b", "nvila-2b", "llama-2-7b", "llama-2-13b", "nvila-8b")
+"""Each shape once; the most important first."""
+
+CONTEXTS = (4, 512, 4096)
+"""Slots that a step attends to, its own included."""
+
+BEST = "int4, int4 head"
+"""The variant that ``int4_ms`` tells and the speed-up is of."""
+
+
+class Results:
+    """The figures so far, and where they are kept."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.figures: dict[str, Any] = {}
+        if path.exists():
+            self.figures = json.loads(path.read_text())
+        self.figures.setdefault("shapes", {})
+        self.figures.setdefault("peers", {})
+        self.figures |= {
+            "what": "batch-1 decode of true architectures with random weights, by CUDA events",
+            "machine": describe_machine(),
+            "date": utc_now(),
+            "code": describe_code(),
+        }
+
+    def shape(self, name: str) -> dict[str, Any]:
+        """The figures of one shape, to be filled."""
+        found: dict[str, Any] = self.figures["shapes"].setdefault(name, {})
+        return found
+
+    def write(self) -> None:
+        """Sum up and write."""
+        self.figures["models"] = {
+            row: summary(shape, self.figures)
+            for row, shape in TABLE.items()
+            if BEST in self.figures["shapes"].get(shape, {}).get("decode", {})
+        }
+        self._path.write_text(json.dumps(self.figures, indent=1) + "\n")
+
+
+def summary(shape: str, figures: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table: ours, and the speed-up over the best FP16 of all that ran."""
+    found = figures["shapes"][shape]
+    copy = figures["copy_bandwidth_gb_s"]
+    ours = {name: times_of(variant) for name, variant in found["decode"].items()}
+    int4, fp16 = ours[BEST], ours.get("fp16", {})
+    candidates = [fp16, *fp16_of_peers(shape, figures)]
+    fastest = {
+        context: min(times[context] for times in candidates if context in times)
+        for context in int4
+        if any(context in times for times in candidates)
+    }
+    moved = {name: variant["bytes"] for name, variant in found["decode"].items()}
+    return {
+        "timed_as": shape,
+        "fp16_ms": fp16,
+        "int4_ms": int4,
+        "int4_tokens_per_s": {context: round(1e3 / ms, 1) for context, ms in int4.items()},
+        "best_fp16_ms": fastest,
+        "speedup": {context: round(ms / int4[context], 3) for context, ms in fastest.items()},
+        "bandwidth_share": {
+            name: {
+                context: round(moved[name][context] / ms / 1e6 / copy, 4)
+                for context, ms in times.items()
+            }
+            for name, times in ours.items()
+        },
+        "bytes": moved,
+        "memory_bytes": {name: variant["memory"] for name, variant in found["decode"].items()},
+    }
+
+
+def times_of(variant: dict[str, Any]) -> dict[str, float]:
+    """Median ms of a variant by context."""
+    return {context: value["p50"] for context, value in variant["ms"].items()}
+
+
+def fp16_of_peers(shape: str, figures: dict[str, Any]) -> list[dict[str, float]]:
+    """Milliseconds by context of every 16-bit peer that ran this shape."""
+    return [
+        peer["ms"][shape]
+        for peer in figures["peers"].values()
+        if peer.get("precision") == "fp16" and shape in peer.get("ms", {})
+    ]
