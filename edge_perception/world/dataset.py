@@ -4,6 +4,9 @@ A scene is the unit of work: its pictures and one small JSON under ``scenes/``, 
 scene is done exactly when that file is there. ``instances.json`` is put together from them in the
 order of the seeds: neither the number of workers nor an interruption changes a byte of it.
 Category ids are class ids plus one, as COCO counts; ``iscrowd`` marks objects to be ignored.
+
+Beside it lie ``questions.jsonl`` (image, type, question, answer; balanced, see ``questions``),
+``captions.jsonl`` and ``masks/``: instance ids at a quarter of the picture's resolution.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -22,8 +25,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_perception.errors import ConfigError
+from edge_perception.world.captions import caption
 from edge_perception.world.frames import Frame, render_frames
+from edge_perception.world.questions import Question, balanced, questions_of
 from edge_perception.world.scenes import another_view, make_scene
+from edge_perception.world.sight import Sight, object_facts, way_is_free
 from edge_perception.world.spec import (
     CLASS_NAMES,
     IMAGE_HEIGHT_PX,
@@ -38,6 +44,15 @@ if TYPE_CHECKING:
 
 SEEDS_A_DATASET = 1_000_000
 """Data sets of different seeds share no scene: scene seeds start at seed times this."""
+
+QUESTIONS_VERSION = 1
+"""Raised whenever the same pictures would get other facts, questions or captions."""
+
+MASK_STEP = 4
+"""Masks hold every fourth pixel of every fourth row, from the middle of each such square."""
+
+_FRAMES_A_QUESTION = 2
+"""Of each kind there is one question for so many frames, if as many can be balanced."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +84,8 @@ class DatasetPlan:
 
     def describe(self) -> dict[str, Any]:
         """The plan as JSON, with the version of the world it is drawn from."""
-        return {**asdict(self), "split": self.split.value, "world_version": WORLD_VERSION}
+        versions = {"world_version": WORLD_VERSION, "questions_version": QUESTIONS_VERSION}
+        return {**asdict(self), "split": self.split.value, **versions}
 
 
 def write_dataset(plan: DatasetPlan, folder: Path, *, workers: int = 1) -> Iterator[int]:
@@ -77,8 +93,8 @@ def write_dataset(plan: DatasetPlan, folder: Path, *, workers: int = 1) -> Itera
 
     Raises ``ConfigError`` where the folder holds another plan's data.
     """
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    (folder / "scenes").mkdir(exist_ok=True)
+    for part in ("images", "masks", "scenes"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
     _claim(plan, folder)
     missing = []
     for seed, views in plan.scenes():
@@ -138,6 +154,7 @@ def _write_scene(folder: Path, split: Split, seed: int, views: int) -> int:
         name = f"{seed:09d}_{index:02d}.jpg"
         jpeg = encode_jpeg(frame, view.sensor.jpeg_quality)
         (folder / "images" / name).write_bytes(jpeg)
+        (folder / "masks" / name).with_suffix(".png").write_bytes(_encode_mask(frame))
         images.append(_image_record(name, view, frame, hashlib.sha256(jpeg).hexdigest()))
     _write_json(_scene_file(folder, seed), images)
     return views
@@ -151,7 +168,16 @@ def encode_jpeg(frame: Frame, quality: int) -> bytes:
     return bytes(cv2.imencode(".jpg", cv2.cvtColor(frame.rgb, cv2.COLOR_RGB2BGR), options)[1])
 
 
+def _encode_mask(frame: Frame) -> bytes:
+    """The instance ids of a quarter of the rows and columns as PNG bytes."""
+    import cv2
+
+    middle = MASK_STEP // 2
+    return bytes(cv2.imencode(".png", frame.mask[middle::MASK_STEP, middle::MASK_STEP])[1])
+
+
 def _image_record(name: str, view: SceneSpec, frame: Frame, sha256: str) -> dict[str, Any]:
+    facts = object_facts(frame, view)
     annotations = [
         {
             "category_id": int(frame.class_ids[i]) + 1,
@@ -160,6 +186,7 @@ def _image_record(name: str, view: SceneSpec, frame: Frame, sha256: str) -> dict
             "iscrowd": int(frame.ignored[i]),
             "occlusion": round(float(frame.occlusion[i]), 4),
             "instance_id": int(frame.instance_ids[i]),
+            **facts[i],
         }
         for i, (x1, y1, x2, y2) in enumerate(frame.boxes_xyxy)
     ]
@@ -170,13 +197,14 @@ def _image_record(name: str, view: SceneSpec, frame: Frame, sha256: str) -> dict
         "scene_id": view.seed,
         "layout": view.layout,
         "rig": view.lighting.rig,
+        "way_free": way_is_free(frame, view),
         "sha256": sha256,
         "annotations": annotations,
     }
 
 
 def _assemble(plan: DatasetPlan, folder: Path) -> None:
-    """Write ``instances.json`` from the scenes' files, and ``manifest.json`` with its hash."""
+    """Write ``instances.json`` and the texts from the scenes' files, then ``manifest.json``."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for seed, _ in plan.scenes():
@@ -197,11 +225,50 @@ def _assemble(plan: DatasetPlan, folder: Path) -> None:
     _write_json(folder / "instances.json", document)
     digest = hashlib.sha256((folder / "instances.json").read_bytes()).hexdigest()
     pictures = hashlib.sha256("".join(image["sha256"] for image in images).encode()).hexdigest()
+    _write_texts(plan, folder, sights_of(document))
     _write_json(folder / "manifest.json", {**info, "instances": digest, "pictures": pictures})
 
 
+def sights_of(document: Mapping[str, Any]) -> dict[str, Sight]:
+    """The facts of every image of a parsed ``instances.json``, by file name, in its order."""
+    found: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in document["images"]}
+    for annotation in document["annotations"]:
+        found[annotation["image_id"]].append(annotation)
+    return {
+        image["file_name"]: Sight.from_coco(image, found[image["id"]])
+        for image in document["images"]
+    }
+
+
+def _write_texts(plan: DatasetPlan, folder: Path, sights: Mapping[str, Sight]) -> None:
+    """Write balanced questions, and a caption an image, as JSON lines."""
+    rng = np.random.default_rng([plan.seed, 77])
+    candidates: list[tuple[str, Question]] = [
+        (name, question) for name, sight in sights.items() for question in questions_of(sight, rng)
+    ]
+    per_kind = -(-plan.frames // _FRAMES_A_QUESTION)
+    chosen = balanced(candidates, lambda item: item[1], rng, per_kind)
+    _write_lines(
+        folder / "questions.jsonl",
+        [
+            {"image": name, "type": asked.kind, "question": asked.prompt, "answer": asked.answer}
+            for name, asked in chosen
+        ],
+    )
+    captions = [{"image": name, "caption": caption(sight)} for name, sight in sights.items()]
+    _write_lines(folder / "captions.jsonl", captions)
+
+
+def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    _write(path, "".join(f"{json.dumps(record)}\n" for record in records))
+
+
 def _write_json(path: Path, document: object) -> None:
+    _write(path, json.dumps(document))
+
+
+def _write(path: Path, text: str) -> None:
     """Write whole or not at all."""
     draft = path.with_suffix(".part")
-    draft.write_text(json.dumps(document))
+    draft.write_text(text)
     os.replace(draft, path)

@@ -37,7 +37,8 @@ class Frame:
     ``rgb`` uint8 (480, 640, 3); ``boxes_xyxy`` float32 (N, 4) px; ``class_ids`` int64 (N,);
     ``instance_ids`` int64 (N,), the same object's in every frame of its scene; ``occlusion``
     float32 (N,) in 0..1; ``visible_pixels`` int64 (N,); ``ignored`` bool (N,); ``pose`` float64
-    (4, 4), world to optical frame.
+    (4, 4), world to optical frame; ``mask`` uint8 (480, 640), the instance id at each pixel, 0
+    where there is none.
     """
 
     time_s: float
@@ -49,6 +50,7 @@ class Frame:
     visible_pixels: NDArray[np.int64]
     ignored: NDArray[np.bool_]
     pose: NDArray[np.float64]
+    mask: NDArray[np.uint8]
 
 
 def render_frames(
@@ -77,7 +79,7 @@ def render_frame(renderer: Renderer, scene: SceneSpec, time_s: float) -> Frame:
     }
     class_ids = np.array([class_of[int(i)] for i in ids], np.int64)
     occlusion = (1 - share).astype(np.float32)
-    return Frame(time_s, rgb, boxes, class_ids, ids, occlusion, visible, ignored, pose)
+    return Frame(time_s, rgb, boxes, class_ids, ids, occlusion, visible, ignored, pose, mask)
 
 
 def _visible_boxes(

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING
+from typing import Generic, TypeVar
 
 import torch
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from training.detector.model import NanoDetector
+Model = TypeVar("Model", bound=nn.Module)
 
 
-class WeightAverage:
+class WeightAverage(Generic[Model]):
     """Holds an eval-mode copy of ``model`` that follows it.
 
     The decay ramps up as 1 - exp(-step / ``ramp``), so that early weights are soon forgotten.
     """
 
-    def __init__(self, model: NanoDetector, decay: float = 0.9995, ramp: float = 1000.0) -> None:
+    def __init__(self, model: Model, decay: float = 0.9995, ramp: float = 1000.0) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self._decay = decay
         self._ramp = ramp
@@ -36,5 +34,5 @@ class WeightAverage:
         torch._foreach_lerp_(self._average, self._followed, 1 - decay)
 
 
-def _float_state(model: NanoDetector) -> list[Tensor]:
+def _float_state(model: nn.Module) -> list[Tensor]:
     return [t.detach() for t in model.state_dict().values() if t.is_floating_point()]

@@ -13,7 +13,6 @@ anew every minute) and ``log.jsonl`` (one line a minute, and one an evaluation).
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -30,6 +29,7 @@ from training.detector.evaluate import evaluate, torch_predictor
 from training.detector.loss import Loss, detection_loss
 from training.detector.model import ModelConfig, NanoDetector, grid_cells
 from training.detector.schedule import Budget, Phase, phase_at
+from training.run_log import RunLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -158,20 +158,6 @@ def _frame_indices(count: int, batch: int, device: torch.device) -> Iterator[Ten
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-class RunLog:
-    """Appends JSON lines to a file and prints them."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def write(self, event: str, **values: object) -> None:
-        """Append one event with the wall-clock time."""
-        line = json.dumps({"event": event, "time": round(time.time(), 1), **values})
-        with self._path.open("a") as file:
-            file.write(line + "\n")
-        print(line, flush=True)
 
 
 def train(
