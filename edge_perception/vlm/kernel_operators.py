@@ -37,6 +37,7 @@ Grid = tuple[int, int, int]
 
 _CHANNELS = 16  # of the result, a block of linear.cu
 _LINEAR_THREADS = 256
+_PADDING = 8  # halves after a normed row in shared memory
 _NORM_BYTES = 32 * 1024  # of normed rows in shared memory; beyond, they are normed by a launch
 _CHUNK = 128  # slots, a block of attention.cu
 _ATTEND_THREADS = 256
@@ -168,7 +169,7 @@ class KernelOperators:
             address(inputs), address(norm), address(residual), address(y), eps, len(inputs)
         )
         grid = (-(-outputs // _CHANNELS), 1, 1)
-        shared = 0 if norm is None else inputs.nbytes
+        shared = 0 if norm is None else 2 * len(inputs) * (inputs.shape[1] + _PADDING)
         self._launcher.launch(
             "linear.cu", f"{what}_{_kind(weight)}", grid, _LINEAR_THREADS, shared,
             Matrix.of(weight), described,
@@ -216,7 +217,8 @@ def _pointer(tensor: Tensor) -> c_void_p:
 def _kind(weight: FloatWeight | PackedWeight) -> str:
     if isinstance(weight, FloatWeight):
         return "f16"
-    return f"w{weight.bits}" + ("" if weight.group_size % 128 == 0 else "_small")
+    tile = 512 // weight.bits  # k of a tile of linear.cu, which must lie in one group
+    return f"w{weight.bits}" + ("" if weight.group_size % tile == 0 else "_small")
 
 
 def _attend_kernel(layout: HeadLayout, cache: FloatKvLayer | Int8KvLayer) -> str:

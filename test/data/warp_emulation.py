@@ -98,6 +98,9 @@ static void wait_for_last_kernel() {}
 static void __threadfence() {}
 static float __ldcg(const float* at) { return *at; }
 static unsigned __umulhi(unsigned a, unsigned b) { return (uint64_t)a * b >> 32; }
+template <unsigned kMask, unsigned kBits> static unsigned keep_and_set(unsigned a) {
+  return a & kMask | kBits;
+}
 static int atomicAdd(int* at, int more) { int old = *at; *at += more; return old; }
 static unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   uint64_t bytes = (uint64_t)y << 32 | x; unsigned result = 0;

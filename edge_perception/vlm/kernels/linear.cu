@@ -2,21 +2,23 @@
 //
 // Decoding reads each weight once and multiplies it once for every row: bytes decide, and what is
 // computed must hide behind them. So the product is done by the tensor cores although one row
-// fills an eighth of them: a weight then costs half an instruction to unpack, half to subtract its
-// zero point, and next to nothing to multiply, where a dot product on the ordinary cores would
-// spend a conversion and an FMA more. Two things come for free: sums are in fp32, and the columns
-// of a tensor-core product do not see each other, so a row's bits are the same alone as among
-// seven others: what verifying drafts relies on.
+// fills an eighth of them: it takes an instruction and a quarter to make two weights of 4 bits from
+// their codes, and next to nothing to multiply them. Two things come for free: sums are in fp32, and
+// the columns of a tensor-core product do not see each other, so a row's bits are the same alone
+// as among seven others: what verifying drafts relies on.
 //
-// A block makes 16 channels of y; its 8 warps split K among them (128 neighbouring k at a time,
-// in turns) and add up in a fixed order. Within a tile of 128, lane t of four takes 32 neighbouring
-// k of a row: one 16-byte load of 4-bit codes. The product's own order of k differs from that of
-// memory, in W and x alike, and a sum does not mind. All loads of several tiles are issued before
-// the first is used.
+// A block makes 16 channels of y; its 8 warps split K among them, a tile at a time, in turns, and
+// add up in a fixed order. Of a tile a lane holds 16 bytes of codes of two channels: 32 neighbouring
+// k of 4 bits. The product's own order of k differs from that of memory, in W and x alike, and a
+// sum does not mind. Each warp keeps four tiles on their way. The first ones are asked for before
+// the kernel waits for its inputs: they come while the kernel before it ends.
 //
-// Where the group is a multiple of 128, codes less zero point are whole numbers, exact in fp16;
-// the scale multiplies a tile's sum in fp32. Smaller groups scale each weight in fp16 instead
-// (one rounding a weight, as dequantising to fp16 has).
+// Codes become fp16 by setting the exponent above them: 1024 + code, or 64 + code where the code
+// stands four bits higher. Taking that offset and the zero point off each weight would cost more
+// than the rest, so a second product with the same x takes it off the sums: both are exact in fp16,
+// and sums are in fp32. The scale multiplies a tile's sum. That needs a group to hold whole tiles;
+// smaller groups are subtracted and scaled weight by weight, in fp16 (one rounding, as
+// dequantising to fp16 has).
 //
 // Left out: split-K across blocks, which needs a second pass or atomics (not of one order): a
 // matrix of few channels leaves part of the chip idle; 576 channels make 36 blocks.
@@ -25,8 +27,11 @@ constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kChannels = 16;  // of y, a block
 constexpr int kRows = 8;       // of x, at most
-constexpr int kTile = 128;     // k, a warp at a time
-constexpr int kLaneColumns = 32;
+constexpr int kAhead = 4;      // tiles a warp has on their way
+constexpr int kPadding = 8;    // halves between normed rows: they lie in different banks
+
+template <int kBits> constexpr int kLaneColumns = 128 / kBits;  // of a channel, in 16 bytes
+template <int kBits> constexpr int kTile = 4 * kLaneColumns<kBits>;  // k, a warp at a time
 
 // Mirrored field by field by whoever launches. Codes as in docs/adr/0005-packed-layout.md, or fp16.
 struct Matrix {
@@ -46,139 +51,201 @@ struct Inputs {
   int rows;
 };
 
-template <int kBits> struct Raw { Bytes16 part[kBits / 4]; };  // 32 codes of a row
+// What a lane holds of a tile: codes of two channels, and their groups' zero points and scales.
+struct Tile {
+  Bytes16 codes[2];
+  unsigned zero[2];
+  half_bits scale[2];
+};
+
+// Where a lane's two channels lie.
+struct Channels {
+  const uint8* codes[2];
+  const half_bits* scales[2];
+  const uint8* zeros[2];
+};
 
 template <int kBits>
-__device__ __forceinline__ Raw<kBits> load_codes(const Matrix& w, int channel, int column) {
-  Raw<kBits> raw = {};
-  if (column < w.columns) {
-    const long long code = (long long)channel * w.columns + column;
+__device__ __forceinline__ Channels find_channels(const Matrix& w, int first, int last) {
+  Channels c = {};
+  const int groups = kBits == 16 ? 0 : w.columns / w.group_size;
 #pragma unroll
-    for (int i = 0; i < kBits / 4; ++i)
-      raw.part[i] = load_once(w.codes + code * kBits / 8 + 16 * i);
+  for (int half = 0; half < 2; ++half) {
+    const long long channel = min(first + 8 * half, last);
+    c.codes[half] = w.codes + channel * w.columns * kBits / 8;
+    c.scales[half] = w.scales + channel * groups;
+    c.zeros[half] = w.zeros + channel * groups;
   }
-  return raw;
+  return c;
 }
 
-// Codes 2i and 2i + 1 of 32 as a half2; 4 and 8 bits come as 1024 + code, which is exact.
-template <int kBits> __device__ __forceinline__ unsigned pair_at(const Raw<kBits>& raw, int i) {
-  if (kBits == 4) return raw.part[0].word[i / 4] >> 4 * (i % 4) & 0x000f000fu | 0x64006400u;
-  if (kBits == 8) {
-    const unsigned word = raw.part[i / 8].word[i % 8 / 2];
-    return __byte_perm(word, 0x64646464u, i % 2 ? 0x4342 : 0x4140);
-  }
-  return raw.part[i / 4].word[i % 4];
-}
-
-// A channel's zero point (plus 1024, as a half2) and scale for the group of ``column``.
-struct Group { unsigned zero; half_bits scale; };
-
+// ``per_group``: 2^32 / group_size, rounded up; exact for what is below 65536. Beyond the columns
+// the tile keeps what it holds, which x = 0 multiplies.
 template <int kBits>
-__device__ __forceinline__ Group load_group(const Matrix& w, int channel, int column) {
-  if (kBits == 16 || column >= w.columns) return {0x64006400u, 0};
-  const int groups = w.columns / w.group_size;
-  const long long at = (long long)channel * groups + column / w.group_size;
-  return {pair_of((half_bits)(0x6400 + w.zeros[at])), w.scales[at]};
-}
-
-template <int kBits, bool kExact>
-__device__ __forceinline__ unsigned weight_pair(const Raw<kBits>& raw, const Group& group, int i) {
-  const unsigned pair = pair_at<kBits>(raw, i);
-  if (kBits == 16) return pair;
-  const unsigned offset = subtract_pairs(pair, group.zero);
-  return kExact ? offset : multiply_pairs(offset, pair_of(group.scale));
-}
-
-// 16 channels from ``first``, 128 columns from the lane's own on, into a warp's sums.
-template <int kBits, bool kExact>
-__device__ __forceinline__ void add_tile(float (&sums)[4], const Raw<kBits> (&raw)[2],
-                                         const Group (&group)[2], const Bytes16 (&x)[4]) {
-  float tile[4] = {};
+__device__ __forceinline__ void load_tile(Tile& tile, const Channels& from, int column, int columns,
+                                          unsigned per_group) {
+  if (column >= columns) return;
+  const unsigned group = __umulhi(column, per_group);
 #pragma unroll
-  for (int i = 0; i < kLaneColumns / 4; ++i) {
-    const unsigned a[4] = {
-        weight_pair<kBits, kExact>(raw[0], group[0], 2 * i),
-        weight_pair<kBits, kExact>(raw[1], group[1], 2 * i),
-        weight_pair<kBits, kExact>(raw[0], group[0], 2 * i + 1),
-        weight_pair<kBits, kExact>(raw[1], group[1], 2 * i + 1)};
+  for (int half = 0; half < 2; ++half) {
+    tile.codes[half] = load_once(from.codes[half] + column * kBits / 8);
+    if (kBits == 16) continue;
+    tile.zero[half] = from.zeros[half][group];
+    tile.scale[half] = from.scales[half][group];
+  }
+}
+
+// Pair i of a lane's codes as a half2: 1024 + code, of 4 bits 64 + code where i is odd.
+template <int kBits> __device__ __forceinline__ unsigned pair_at(const Bytes16& codes, int i) {
+  if (kBits == 4) {
+    const unsigned word = codes.word[i / 4] >> i % 4 / 2 * 8;
+    return i % 2 ? keep_and_set<0x00f000f0, 0x54005400>(word)
+                 : keep_and_set<0x000f000f, 0x64006400>(word);
+  }
+  if (kBits == 8) return __byte_perm(codes.word[i / 2], 0x64646464u, i % 2 ? 0x4342 : 0x4140);
+  return codes.word[i];
+}
+
+// What ``pair_at`` adds to a code, and the zero point, as a half2; ``sign``: 0x80008000 or 0.
+template <int kBits>
+__device__ __forceinline__ unsigned offset_at(unsigned zero, int i, unsigned sign) {
+  if (kBits == 4 && i % 2) return zero * 0x00100010u + (0x54005400u | sign);
+  return zero * 0x00010001u + (0x64006400u | sign);
+}
+
+template <int kBits, bool kWholeTiles>
+__device__ __forceinline__ unsigned weight_pair(const Tile& tile, int half, int i) {
+  const unsigned pair = pair_at<kBits>(tile.codes[half], i);
+  if (kBits == 16 || kWholeTiles) return pair;
+  const unsigned code = subtract_pairs(pair, offset_at<kBits>(tile.zero[half], i, 0));
+  return multiply_pairs(code, pair_of(tile.scale[half]));
+}
+
+// 16 channels by a tile's columns, into a warp's sums; two chains of products, to wait less.
+template <int kBits, bool kWholeTiles>
+__device__ __forceinline__ void add_tile(float (&sums)[4], const Tile& tile,
+                                         const Bytes16 (&x)[kLaneColumns<kBits> / 8]) {
+  constexpr bool kOffset = kWholeTiles && kBits != 16;
+  constexpr unsigned kMinus = 0x80008000u;
+  float chain[2][4] = {};
+  const unsigned offset[4] = {
+      offset_at<kBits>(tile.zero[0], 0, kMinus), offset_at<kBits>(tile.zero[1], 0, kMinus),
+      offset_at<kBits>(tile.zero[0], 1, kMinus), offset_at<kBits>(tile.zero[1], 1, kMinus)};
+#pragma unroll
+  for (int i = 0; i < kLaneColumns<kBits> / 4; ++i) {
+    const unsigned a[4] = {weight_pair<kBits, kWholeTiles>(tile, 0, 2 * i),
+                           weight_pair<kBits, kWholeTiles>(tile, 1, 2 * i),
+                           weight_pair<kBits, kWholeTiles>(tile, 0, 2 * i + 1),
+                           weight_pair<kBits, kWholeTiles>(tile, 1, 2 * i + 1)};
     const unsigned b[2] = {x[i / 2].word[i % 2 * 2], x[i / 2].word[i % 2 * 2 + 1]};
-    multiply_tiles(tile, a, b);
+    multiply_tiles(chain[i % 2], a, b);
+    if (kOffset) multiply_tiles(chain[i % 2], offset, b);
   }
-  const bool scaled = kExact && kBits != 16;
 #pragma unroll
-  for (int i = 0; i < 4; ++i)
-    sums[i] += scaled ? to_float(group[i / 2].scale) * tile[i] : tile[i];
+  for (int i = 0; i < 4; ++i) {
+    const float sum = chain[0][i] + chain[1][i];
+    sums[i] += kOffset ? to_float(tile.scale[i / 2]) * sum : sum;
+  }
 }
 
-// RMSNorm of one row into ``normed``, by a whole block, rounded where the oracle rounds.
-__device__ __forceinline__ void norm_row(const half_bits* x, const half_bits* weight, float eps,
-                                         int columns, half_bits* normed) {
-  __shared__ float warp_sums[kWarps];
-  float squares = 0.0f;
-  for (int k = threadIdx.x; k < columns; k += kThreads) squares += to_float(x[k]) * to_float(x[k]);
-  squares = sum_over_warp(squares);
-  if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = squares;
+__device__ __forceinline__ float half_at(const Bytes16& bytes, int i) {
+  return to_float(bytes.word[i / 2] >> 16 * (i % 2) & 0xffff);
+}
+
+// RMSNorm of rows by a whole block, rounded where the oracle rounds; a row's sum has one order.
+__device__ __forceinline__ void norm_rows(const half_bits* x, const half_bits* weight, float eps,
+                                          int rows, int columns, half_bits* normed, int stride) {
+  __shared__ float squares_of[kRows][kWarps];
+  for (int row = 0; row < rows; ++row) {
+    float squares = 0.0f;
+    for (int k = 8 * threadIdx.x; k < columns; k += 8 * kThreads) {
+      const Bytes16 values = *(const Bytes16*)(x + (long long)row * columns + k);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) squares += half_at(values, i) * half_at(values, i);
+    }
+    squares = sum_over_warp(squares);
+    if (threadIdx.x % 32 == 0) squares_of[row][threadIdx.x / 32] = squares;
+  }
   __syncthreads();
-  float total = 0.0f;
-  for (int i = 0; i < kWarps; ++i) total += warp_sums[i];
-  const float factor = rsqrtf(total / columns + eps);
-  for (int k = threadIdx.x; k < columns; k += kThreads)
-    normed[k] = to_half(to_float(to_half(to_float(x[k]) * factor)) * to_float(weight[k]));
+  for (int row = 0; row < rows; ++row) {
+    float total = 0.0f;
+    for (int i = 0; i < kWarps; ++i) total += squares_of[row][i];
+    const float factor = rsqrtf(total / columns + eps);
+    for (int k = 8 * threadIdx.x; k < columns; k += 8 * kThreads) {
+      const Bytes16 values = *(const Bytes16*)(x + (long long)row * columns + k);
+      const Bytes16 weights = *(const Bytes16*)(weight + k);
+      Bytes16 out = {};
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const float scaled = to_float(to_half(half_at(values, i) * factor));
+        out.word[i / 2] |= (unsigned)to_half(scaled * half_at(weights, i)) << 16 * (i % 2);
+      }
+      *(Bytes16*)(normed + (long long)row * stride + k) = out;
+    }
+  }
   __syncthreads();
 }
 
 // Grid: (rows). For rows too many or too wide to be normed in shared memory: the same bits.
 extern "C" __global__ void __launch_bounds__(kThreads)
 normalise(const half_bits* x, const half_bits* weight, float eps, int columns, half_bits* normed) {
+  start_next_kernel();
+  wait_for_last_kernel();
   const long long row = (long long)blockIdx.x * columns;
-  norm_row(x + row, weight, eps, columns, normed + row);
+  norm_rows(x + row, weight, eps, 1, columns, normed + row, columns);
 }
 
-__device__ __forceinline__ float with_bias(const Matrix& w, int channel, float sum) {
-  return w.bias ? sum + to_float(w.bias[channel]) : sum;
-}
-
-template <int kBits, bool kExact, bool kGateUp>
+template <int kBits, bool kWholeTiles, bool kGateUp>
 __device__ __forceinline__ void multiply(const Matrix& w, const Inputs& in) {
-  constexpr int kParts = kGateUp ? 2 : 1;     // gate rows lie before up rows
-  constexpr int kAhead = 16 / kBits > kParts ? 16 / kBits / kParts : 1;  // tiles loaded together
+  constexpr int kParts = kGateUp ? 2 : 1;  // gate rows lie before up rows
+  constexpr int kTurns = kAhead / kParts;
+  constexpr int kTurn = kWarps * kTile<kBits>;
   extern __shared__ __align__(16) half_bits normed[];
   __shared__ float shares[kWarps][kParts][kChannels][kRows];
 
+  start_next_kernel();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int row = lane / 4, own = lane % 4 * kLaneColumns;
+  const int row = lane / 4, own = lane % 4 * kLaneColumns<kBits>;
   const int outputs = w.channels / kParts, first = blockIdx.x * kChannels;
-  for (int i = 0; in.norm && i < in.rows; ++i)
-    norm_row(in.x + (long long)i * w.columns, in.norm, in.norm_eps, w.columns,
-             normed + (long long)i * w.columns);
-  const half_bits* x = in.norm ? normed : in.x;
+  const unsigned per_group = kBits == 16 ? 0 : 0xffffffffu / w.group_size + 1;
+  Channels from[kParts];
+  Tile tiles[kTurns][kParts] = {};
+#pragma unroll
+  for (int part = 0; part < kParts; ++part)
+    from[part] = find_channels<kBits>(w, first + row + part * outputs, (part + 1) * outputs - 1);
+#pragma unroll
+  for (int n = 0; n < kTurns; ++n)
+#pragma unroll
+    for (int part = 0; part < kParts; ++part)
+      load_tile<kBits>(tiles[n][part], from[part], warp * kTile<kBits> + n * kTurn + own,
+                       w.columns, per_group);
+
+  wait_for_last_kernel();
+  if (in.norm)
+    norm_rows(in.x, in.norm, in.norm_eps, in.rows, w.columns, normed, w.columns + kPadding);
+  // Lanes of rows that are not there compute the last row again: nobody sees it.
+  const int of = min(row, in.rows - 1);
+  const half_bits* x = in.norm ? normed + of * (w.columns + kPadding) : in.x + of * w.columns;
+  const int channel = threadIdx.x % kChannels, out_row = threadIdx.x / kChannels;
+  const bool writes = out_row < in.rows && first + channel < outputs;
+  const long long at = (long long)out_row * outputs + first + channel;
+  const float residual = writes && in.residual ? to_float(in.residual[at]) : 0.0f;
 
   float sums[kParts][4] = {};
-  for (int start = warp * kTile; start < w.columns; start += kWarps * kAhead * kTile) {
-    Raw<kBits> raw[kAhead][kParts][2];
-    Group group[kAhead][kParts][2];
+  for (int start = warp * kTile<kBits>; start < w.columns; start += kTurns * kTurn) {
 #pragma unroll
-    for (int n = 0; n < kAhead; ++n)
+    for (int n = 0; n < kTurns; ++n) {
+      const int column = start + n * kTurn + own;
+      if (column - own >= w.columns) break;
+      Bytes16 values[kLaneColumns<kBits> / 8];
 #pragma unroll
-      for (int part = 0; part < kParts; ++part)
+      for (int i = 0; i < kLaneColumns<kBits> / 8; ++i)
+        values[i] = column < w.columns ? *(const Bytes16*)(x + column + 8 * i) : Bytes16{};
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int channel = min(first + row + 8 * half, outputs - 1) + part * outputs;
-          const int column = start + n * kWarps * kTile + own;
-          raw[n][part][half] = load_codes<kBits>(w, channel, column);
-          group[n][part][half] = load_group<kBits>(w, channel, column);
-        }
-#pragma unroll
-    for (int n = 0; n < kAhead; ++n) {
-      const int column = start + n * kWarps * kTile + own;
-      Bytes16 values[4] = {};
-      if (row < in.rows && column < w.columns)
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          values[i] = *(const Bytes16*)(x + (long long)row * w.columns + column + 8 * i);
-#pragma unroll
-      for (int part = 0; part < kParts; ++part)
-        add_tile<kBits, kExact>(sums[part], raw[n][part], group[n][part], values);
+      for (int part = 0; part < kParts; ++part) {
+        add_tile<kBits, kWholeTiles>(sums[part], tiles[n][part], values);
+        load_tile<kBits>(tiles[n][part], from[part], column + kTurns * kTurn, w.columns, per_group);
+      }
     }
   }
 
@@ -186,31 +253,27 @@ __device__ __forceinline__ void multiply(const Matrix& w, const Inputs& in) {
     for (int i = 0; i < 4; ++i)
       shares[warp][part][row + i / 2 * 8][lane % 4 * 2 + i % 2] = sums[part][i];
   __syncthreads();
-  if (threadIdx.x >= kChannels * kRows) return;
-  const int channel = threadIdx.x % kChannels, out_row = threadIdx.x / kChannels;
-  if (first + channel >= outputs || out_row >= in.rows) return;
+  if (!writes) return;
   float total[kParts] = {};
   for (int part = 0; part < kParts; ++part) {
     for (int i = 0; i < kWarps; ++i) total[part] += shares[i][part][channel][out_row];
-    total[part] = with_bias(w, first + channel + part * outputs, total[part]);
+    if (w.bias) total[part] += to_float(w.bias[first + channel + part * outputs]);
   }
-  const long long at = (long long)out_row * outputs + first + channel;
   float result = total[0];
   if (kGateUp) result = total[0] / (1.0f + expf(-total[0])) * total[kParts - 1];
-  if (in.residual) result += to_float(in.residual[at]);
-  in.y[at] = to_half(result);
+  in.y[at] = to_half(result + residual);
 }
 
-#define LINEAR(bits, exact, name)                                                              \
+#define LINEAR(bits, whole_tiles, name)                                                        \
   extern "C" __global__ void __launch_bounds__(kThreads) linear_##name(Matrix w, Inputs in) {  \
-    multiply<bits, exact, false>(w, in);                                                       \
+    multiply<bits, whole_tiles, false>(w, in);                                                 \
   }                                                                                            \
   extern "C" __global__ void __launch_bounds__(kThreads) gate_up_##name(Matrix w, Inputs in) { \
-    multiply<bits, exact, true>(w, in);                                                        \
+    multiply<bits, whole_tiles, true>(w, in);                                                  \
   }
 
 LINEAR(4, true, w4)           // groups of 128 and their multiples
 LINEAR(4, false, w4_small)    // groups of 32, 64, 96
-LINEAR(8, true, w8)
+LINEAR(8, true, w8)           // groups of 64 and their multiples
 LINEAR(8, false, w8_small)
 LINEAR(16, true, f16)

@@ -36,6 +36,14 @@ __device__ __forceinline__ unsigned multiply_pairs(unsigned a, unsigned b) {
   return product;
 }
 
+// a & mask | bits in one instruction; written in C++ it takes two.
+template <unsigned kMask, unsigned kBits>
+__device__ __forceinline__ unsigned keep_and_set(unsigned a) {
+  unsigned result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(a), "n"(kMask), "n"(kBits));
+  return result;
+}
+
 // Bytes read once: they take no room in the first-level cache from what is read again.
 __device__ __forceinline__ Bytes16 load_once(const void* at) {
   Bytes16 b;
