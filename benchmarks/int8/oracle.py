@@ -3,12 +3,16 @@
     oracle.py prepare OUT --name demo --float F.yaml --int8 Q.yaml --frames BAG
     oracle.py prepare OUT --name yolov8m --float F.onnx --int8 Q.onnx
     oracle.py judge OUT --name demo --int8 Q.yaml --frames BAG --results RESULTS
+    oracle.py judge OUT --name yolov8m --results RESULTS
 
-``prepare`` writes NAME.float.onnx, NAME.int8.onnx and NAME.npz into OUT, as tensorrt_h100.py wants
-them: for manifests the inputs are frames as the detector node prepares them, for bare ONNX files
-(random weights, so that only speed and raw outputs mean something) seeded noise. ``judge`` decodes
-TensorRT's raw outputs by the node's own decoder and adds ``match_rate`` to the JSON in RESULTS: the
-share of the oracle's detections that TensorRT's match one to one, in class and at IoU 0.9.
+``prepare`` writes NAME.float.onnx, NAME.int8.onnx and the inputs, NAME.npz, into OUT, as
+tensorrt_h100.py wants them, and what ONNX Runtime makes of the inputs into OUT/oracle, which stays
+here. For manifests the inputs are frames as the detector node prepares them, for bare ONNX files
+(random weights, so that only speed and raw outputs mean something) seeded noise of pixels.
+
+``judge`` adds to the JSON in RESULTS ``relative_l2``, of TensorRT's raw outputs against ONNX
+Runtime's, and with frames ``match_rate``: both outputs decoded by the node's own decoder, the share
+of the oracle's detections that TensorRT's match one to one, in class and at IoU 0.9.
 """
 
 from __future__ import annotations
@@ -34,7 +38,8 @@ from edge_perception.trust.frames import Frame, Frames
 from edge_perception.trust.matching import BELOW_THRESHOLD, compare_frame
 
 SCORE, IOU = 0.3, 0.9
-NOISE_INPUTS = 4
+NOISE_INPUTS = 2
+ORACLE = "oracle"
 REPORT = "int8_tensorrt_h100.json"
 
 
@@ -56,10 +61,17 @@ class Recorder:
     def close(self) -> None:
         self._backend.close()
 
-    def save(self, path: Path) -> None:
-        """Write ``inputs`` and ``output_0`` and so on, one row an inference."""
+    def save(self, folder: Path, name: str) -> None:
+        """Write the inputs, and into ``oracle/`` ``output_0`` and so on, one row an inference."""
+        inputs = np.stack(self.given)
+        scale = np.float32(1 if inputs.max() > 1 else 1 / 255)
+        codes = np.rint(inputs / scale).astype(np.uint8)
+        if not np.array_equal(codes * scale, inputs):
+            raise ValueError("the inputs are not pixels times a scale")
+        np.savez_compressed(folder / f"{name}.npz", codes=codes, scale=scale)
         outputs = {f"output_{i}": np.stack(rows) for i, rows in enumerate(zip(*self.returned))}
-        np.savez_compressed(path, inputs=np.stack(self.given), **outputs)
+        (folder / ORACLE).mkdir(exist_ok=True)
+        np.savez_compressed(folder / ORACLE / f"{name}.npz", **outputs)
 
 
 class Replayer:
@@ -71,7 +83,8 @@ class Replayer:
         self.inputs, self.outputs = manifest.inputs, manifest.outputs
         with np.load(path) as file:
             names = sorted((n for n in file.files if n.startswith("output_")), key=_number)
-            self._rows: Iterator[tuple[Tensor, ...]] = zip(*(file[name] for name in names))
+            outputs = [file[name].astype(np.float32) for name in names]
+            self._rows: Iterator[tuple[Tensor, ...]] = zip(*outputs)
 
     def infer(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         return list(next(self._rows))
@@ -95,24 +108,42 @@ def prepare(options: argparse.Namespace) -> None:
         (image,) = recorder.inputs
         chance = np.random.default_rng(0)
         for _ in range(NOISE_INPUTS):
-            recorder.infer([chance.random(image.shape, np.float32).astype(image.dtype)])
-    recorder.save(options.out / f"{name}.npz")
+            codes = chance.integers(0, 256, image.shape, np.uint8)
+            recorder.infer([codes * np.float32(1 / 255)])
+    recorder.save(options.out, name)
     shutil.copyfile(float_graph, options.out / f"{name}.float.onnx")
     shutil.copyfile(int8, options.out / f"{name}.int8.onnx")
 
 
 def judge(options: argparse.Namespace) -> None:
-    """Add ``match_rate`` of a trained model to the report."""
-    manifest, _ = load_manifest(options.int8)
+    """Add to the report how near TensorRT came to ONNX Runtime."""
     path = options.results / REPORT
     report = json.loads(path.read_text())
-    files = (options.out / f"{options.name}.npz", options.results / f"{options.name}.tensorrt.npz")
-    oracle, tensorrt = (
-        list(detect_all(Detector(manifest, Replayer(manifest, file)), chosen_frames(options)))
-        for file in files
+    figures = report["models"][options.name]
+    files = (
+        options.out / ORACLE / f"{options.name}.npz",
+        options.results / f"{options.name}.tensorrt.npz",
     )
-    report["models"][options.name].update(match_figures(oracle, tensorrt))
+    figures["relative_l2"] = relative_l2(*files)
+    if options.frames:
+        manifest, _ = load_manifest(options.int8)
+        wanted, found = (
+            list(detect_all(Detector(manifest, Replayer(manifest, file)), chosen_frames(options)))
+            for file in files
+        )
+        figures.update(match_figures(wanted, found))
     path.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def relative_l2(wanted: Path, found: Path) -> dict[str, float]:
+    """Return ``|found - wanted| / |wanted|`` for each output."""
+    errors = {}
+    with np.load(wanted) as truth, np.load(found) as given:
+        for name in truth.files:
+            right = truth[name].astype(np.float64)
+            difference = given[name].reshape(right.shape) - right
+            errors[name] = float(np.linalg.norm(difference) / np.linalg.norm(right))
+    return errors
 
 
 def match_figures(oracle: Sequence[Detections], found: Sequence[Detections]) -> dict[str, Any]:
@@ -158,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="folder of the models")
     parser.add_argument("--name", required=True, help="of the model in the report")
     parser.add_argument("--float", type=Path, help="float manifest, or ONNX file without --frames")
-    parser.add_argument("--int8", type=Path, required=True, help="as --float")
+    parser.add_argument("--int8", type=Path, help="as --float")
     parser.add_argument("--frames", help="bag or folder of images")
     parser.add_argument("--count", type=int, default=32, help="of frames")
     parser.add_argument("--results", type=Path, help="what the H100 brought back")

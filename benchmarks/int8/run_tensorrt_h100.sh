@@ -6,19 +6,21 @@
 #   benchmarks/int8/run_tensorrt_h100.sh wait 540   wait that many seconds at most, tell what is done
 #   benchmarks/int8/run_tensorrt_h100.sh measure    measure into $OUT, with the timing caches
 #
-# What is too large to be carried in one piece may lie in $MODELS in several, as
-# `split -b 40m -d FILE FILE.part_` makes them. Builds go on between commands. A machine that went away is begun again with the caches it left:
-# put them, as brought back in $OUT/store, into $WORK.
+# Graphs of random weights may lie in $MODELS/seeded, as seeded.py packs them. Builds go on between
+# commands. A machine that went away is begun again with the caches it left: put them, as brought
+# back in $OUT/store, into $WORK.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 BUNDLE=${BUNDLE:-out/tensorrt_bundle} MODELS=${MODELS:-out/int8_models} WORK=${WORK:-out/int8_store}
 OUT=${OUT:-out/int8_tensorrt_h100}
 
-for first in "$MODELS"/*.part_00; do
-    whole=${first%.part_00}
-    [ ! -e "$first" ] || [ -e "$whole" ] || cat "$whole".part_* >"$whole"
-done
+mkdir -p "$MODELS" "$WORK" "$OUT"
+MODELS=$(realpath "$MODELS") WORK=$(realpath "$WORK") OUT=$(realpath "$OUT")
 cd "$BUNDLE" && . ./unpack.sh && cd - >/dev/null
+for pack in "$MODELS"/seeded/*.npz; do
+    onnx=$MODELS/$(basename "$pack" .npz).onnx
+    [ ! -e "$pack" ] || [ -e "$onnx" ] || "$TRT_PYTHON" benchmarks/int8/seeded.py unpack "$pack" "$onnx"
+done
 export PYTHONPATH=$PWD
 bench=("$TRT_PYTHON" -m benchmarks.int8.tensorrt_h100)
 

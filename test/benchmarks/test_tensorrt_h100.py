@@ -83,7 +83,7 @@ def build_all(models: Path) -> None:
         run("build-one", models, "--only", job.model, job.precision)
 
 
-@pytest.mark.parametrize("name", ["cudart", "tensorrt_h100"])
+@pytest.mark.parametrize("name", ["cudart", "seeded", "tensorrt_h100"])
 def test_what_the_bundle_runs_is_python_39(name: str) -> None:
     path = Path(tensorrt_h100.__file__).with_name(f"{name}.py")
     ast.parse(path.read_text(), feature_version=(3, 9))
@@ -112,6 +112,7 @@ def test_both_graphs_are_measured_and_judged(
     judged = ["judge", str(models), "--name", "trained", "--frames", str(frames), "--count", "3"]
     int8 = str(tmp_path / "int8" / "manifest.yaml")
     oracle.main([*judged, "--int8", int8, "--results", str(out)])
+    oracle.main(["judge", str(models), "--name", "random", "--results", str(out)])
     report = json.loads((out / "int8_tensorrt_h100.json").read_text())
     assert report["commit"] == "abc"
     assert report["tensorrt"] == "8.5.3.1"
@@ -119,7 +120,7 @@ def test_both_graphs_are_measured_and_judged(
     for figures in report["models"].values():
         assert figures["fp16_ms"] == figures["int8_graph_ms"] == pytest.approx(0.0055, abs=1e-4)
         assert figures["int8_over_fp16"] == 1.0
-        assert figures["relative_l2"]["output_0"] < 1e-6
+        assert figures["relative_l2"]["output_0"] < 1e-3
         assert figures["plan_bytes"]["int8"] > 0
         assert set(figures["build_s"]) == {"float16", "int8"}
     trained = report["models"]["trained"]
