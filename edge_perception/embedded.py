@@ -10,6 +10,7 @@ from pathlib import Path
 from edge_perception.errors import ConfigError
 
 DEMO_MANIFEST = "engines/demo_yolox_nano.yaml"
+DEMO_VLM_MANIFEST = "engines/demo_vlm/manifest.yaml"
 
 
 def carried_file(relative: str) -> Path:
@@ -31,6 +32,11 @@ def carried_file(relative: str) -> Path:
 def demo_manifest() -> Path:
     """Return the manifest of the embedded demo detector."""
     return carried_file(DEMO_MANIFEST)
+
+
+def demo_vlm_manifest() -> Path:
+    """Return the manifest of the embedded demo vision-language model."""
+    return carried_file(DEMO_VLM_MANIFEST)
 
 
 def _roots() -> Iterator[Path]:

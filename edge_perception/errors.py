@@ -90,7 +90,12 @@ class DecodingError(EdgePerceptionError):
 
 
 class RequestError(EdgePerceptionError):
-    """A prompt message that is malformed, too long, or asks for what cannot be answered."""
+    """A prompt message that is malformed, too long, or asks for what cannot be answered.
+
+    ``request_id`` is the message's id, as far as it could be read.
+    """
+
+    request_id: str = ""
 
 
 class DeviceMemoryError(EdgePerceptionError):

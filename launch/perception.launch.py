@@ -1,4 +1,4 @@
-"""The perception graph: cameras, detector and profiler, in one process or in one each.
+"""The perception graph: cameras, detector, VLM and profiler, in one process or in one each.
 
     ros2 launch edge_perception perception.launch.py device:=orin image:=/front/image_raw
 
@@ -17,7 +17,7 @@ from launch_ros.actions import Node
 
 PACKAGE = "edge_perception"
 SHARE = get_package_share_directory(PACKAGE)
-NODES = ("camera", "detector", "profiler")
+NODES = ("camera", "detector", "vlm", "profiler")
 
 ARGUMENTS = [
     DeclareLaunchArgument(
@@ -35,6 +35,12 @@ ARGUMENTS = [
         "manifest",
         default_value="",
         description="Manifest of the detector's model; empty for the profile's.",
+    ),
+    DeclareLaunchArgument(
+        "vlm",
+        default_value="",
+        description="Model of the VLM node: a manifest, a transformers checkpoint's directory, or"
+        " demo for the embedded one; empty for no VLM.",
     ),
     DeclareLaunchArgument(
         "params_file",
@@ -89,7 +95,8 @@ def processes(context: LaunchContext) -> list[Node]:
     """Return the container, or a process for each node, as the arguments say."""
     value = context.launch_configurations
     separate = value["processes"] == "separate"
-    executables = NODES if separate else ("container",)
+    nodes = [node for node in NODES if node != "vlm" or value["vlm"]]
+    executables = nodes if separate else ["container"]
     return [
         Node(
             package=PACKAGE,
@@ -115,5 +122,11 @@ def parameters(value: dict[str, str], executable: str) -> list[str | dict[str, s
     """Return the device profile, the user's file and what the arguments say, in this order."""
     files = [os.path.join(SHARE, "config", f"{value['device']}.yaml"), value["params_file"]]
     said = {name: value[name] for name in ("manifest", "output_dir") if value[name]}
-    flags = {"autostart": value["autostart"] == "true", "share_frames": executable == "camera"}
+    if value["vlm"] not in ("", "demo"):
+        said["model"] = value["vlm"]
+    flags = {
+        "autostart": value["autostart"] == "true",
+        "share_frames": executable == "camera",
+        "vlm": bool(value["vlm"]),
+    }
     return [*(file for file in files if file), {**said, **flags}]

@@ -87,7 +87,12 @@ def parse_request(text: str, max_bytes: int) -> Request:
         raise RequestError("prompt message is not UTF-8", expected="UTF-8 without U+FFFD")
     if not text.lstrip().startswith("{"):
         return Request(text.strip())
-    return _from_mapping(_parse_json(text))
+    mapping = _parse_json(text)
+    try:
+        return _from_mapping(mapping)
+    except RequestError as error:
+        error.request_id = str(mapping.get("id") or "")[:MAX_ID_CHARACTERS]
+        raise
 
 
 def _parse_json(text: str) -> Mapping[str, Any]:
@@ -162,6 +167,7 @@ def _check_choices(choices: Sequence[object]) -> None:
 class Answer:
     """What was said about one frame.
 
+    ``finish_reason`` is one of ``FINISH_REASONS``, or "" while the answer is being written.
     ``stamp_ns`` and ``frame_id`` are that frame's, unchanged; 0 and "" where no frame was looked
     at. ``stale_ms`` is how long the frame had been on this computer when the answer was told,
     ``stale`` whether that is more than was allowed. ``ttft_ms`` runs from the prompt's arrival to
@@ -190,7 +196,7 @@ class Answer:
     error: str = ""
 
     def __post_init__(self) -> None:
-        if self.finish_reason not in FINISH_REASONS:
+        if self.finish_reason not in ("", *FINISH_REASONS):
             raise ValueError(f"finish_reason {self.finish_reason!r}")
 
     def to_json(self) -> str:

@@ -3,8 +3,8 @@
 A model does three things: it encodes a picture at one of its resolutions, it begins an answer about
 an encoded picture (which tokenises the question and prepares the prompt, and runs nothing yet), and
 it chooses one token after the other. Everything that is the same for every model is here: ends,
-limits, deadlines, cancelling, streaming and times. So a runtime (torch, ONNX Runtime) implements two
-small protocols, none of which needs torch to be imported:
+limits, deadlines, cancelling, streaming and times. So a runtime (torch, ONNX Runtime) implements
+two small protocols, none of which needs torch to be imported:
 
     features = model.encode_image(pixels, side_px)
     source = model.begin(features, Question("Is the way free?"), GREEDY)
@@ -139,7 +139,7 @@ class Constraint(Protocol):
 
 @dataclass(frozen=True)
 class Limits:
-    """When an answer ends at the latest: after ``max_tokens``, or at one of the ``stop`` strings."""
+    """When an answer ends at the latest: after ``max_tokens``, or at a ``stop`` string."""
 
     max_tokens: int = 128
     stop: tuple[str, ...] = ()

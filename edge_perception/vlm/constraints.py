@@ -1,9 +1,9 @@
 """Answers that must parse: one of some choices, or JSON by a schema.
 
-llguidance (Rust, MIT) says which tokens may come next; it was taken because its wheel is 3 MB, needs
-no torch, exists for x86_64 and aarch64, and knows nearly all of JSON Schema. xgrammar wants torch
-and has its own copy of a compiler; outlines-core builds an automaton for the whole vocabulary ahead,
-which takes seconds for a schema that is used once.
+llguidance (Rust, MIT) says which tokens may come next. It was taken because it needs nothing else,
+its wheel is 3 MB for x86_64 and aarch64 and for every Python, and it makes its masks as it goes;
+xgrammar wants torch and transformers, and outlines-core builds an automaton over the whole
+vocabulary first, for a schema that is used once.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _matcher() -> type[LLMatcher]:
 
 @lru_cache(maxsize=2)
 def _tokenizer(vocabulary: Vocabulary) -> LLTokenizer:
-    """llguidance's own form of a vocabulary: half a second for 150,000 words, so it is kept."""
+    """A vocabulary in llguidance's own form: slow to make for a large one, so it is kept."""
     from llguidance import LLTokenizer
 
     return LLTokenizer(

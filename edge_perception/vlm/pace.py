@@ -74,20 +74,25 @@ class Pace:
         first = self._known(self._first, side_px)
         return first if encoded else first + self._known(self._encode, side_px)
 
-    def plan(self, left_ms: float | None, max_tokens: int, *, encoded_px: int | None = None) -> Plan:
+    def plan(
+        self,
+        left_ms: float,
+        max_tokens: int,
+        *,
+        sides_px: Sequence[int] = (),
+        encoded_px: int | None = None,
+    ) -> Plan:
         """Choose the largest resolution that leaves time for a useful answer, and its budget.
 
-        ``left_ms`` is the time left, None without a deadline. ``encoded_px`` names a resolution at
-        which the picture has been encoded already. A quarter of the tokens asked for, or 8, whichever
-        is less, is worth a resolution; below the smallest resolution only tokens are saved.
+        ``left_ms`` is the time left; ``sides_px`` are the resolutions to choose from, all if none
+        are given; ``encoded_px`` is one at which the picture has been encoded already. A quarter of
+        the tokens asked for, or 8, whichever is less, is worth a resolution; below the smallest
+        resolution only tokens are saved.
         """
-        largest = self._sides_px[-1]
-        if left_ms is None:
-            return Plan(largest, max_tokens)
         worth = min(max(1, max_tokens // 4), 8)
         plans = [
             Plan(side, self._budget(left_ms, side, max_tokens, encoded=side == encoded_px))
-            for side in reversed(self._sides_px)
+            for side in sorted(sides_px or self._sides_px, reverse=True)
         ]
         worthwhile = [plan for plan in plans if plan.max_tokens >= worth]
         return worthwhile[0] if worthwhile else max(plans, key=lambda plan: plan.max_tokens)

@@ -3,7 +3,7 @@
 A token of a 2B model takes an Orin ten milliseconds, a detector's whole budget. The detector cannot
 wait for it; the language model can wait for the detector, and loses only what the detector takes.
 So between two tokens, between the segments of a step and between the chunks of a prompt, the
-language model calls a ``Yield``. ``DetectorTurns`` waits there while a frame is being worked on, and
+language model calls a ``Yield``. ``DetectorTurns`` waits there while a frame is worked on, and
 also when the next one is due within ``lead_s``: work that was queued cannot be taken back.
 
 Left out: stopping work in the middle. Stream priorities do that on a GPU, block by block, and the
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 
 Yield = Callable[[], None]
-"""Called where a step or a prefill may wait: a detector's turn on the GPU. What it raises ends it."""
+"""Called where a step or a prefill may wait: a detector's turn. What it raises ends the work."""
 
 _NEWEST_WEIGHT = 0.2
 _LONGEST_PERIOD_S = 1.0

@@ -1,0 +1,69 @@
+"""Opening a vision-language model by what its files say of it.
+
+A directory is a transformers checkpoint and runs on torch. A YAML file is a manifest, and its
+``runtime`` says what runs the model. Each runtime is imported when it is needed: a robot whose
+model runs on ONNX Runtime has no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from edge_perception.errors import ManifestError
+from edge_perception.vlm.answering import VisionLanguageModel
+
+RUNTIMES = ("onnxruntime",)
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model, and how to run it; see the VLM node's parameters of the same names."""
+
+    path: Path
+    device: str = "cpu"
+    threads: int = 0
+    context: int = 2048
+    segments: int = 1
+
+
+def open_model(choice: ModelChoice) -> VisionLanguageModel:
+    """Open a model; the caller closes it.
+
+    Raises:
+        ManifestError: a manifest that is missing, malformed, or of an unknown runtime.
+        CheckpointError: a checkpoint that is damaged, or of a family that nothing here can run.
+        DeviceMemoryError: the device has no memory for it.
+    """
+    if choice.path.is_dir():
+        return _open_checkpoint(choice)
+    runtime = _runtime_of(choice.path)
+    if runtime != "onnxruntime":
+        raise ManifestError(
+            f"manifest {str(choice.path)!r}: runtime",
+            expected=" or ".join(RUNTIMES),
+            got=runtime,
+        )
+    from edge_perception.vlm.onnx_model import open_onnx_model
+
+    return open_onnx_model(choice.path, threads=choice.threads)
+
+
+def _open_checkpoint(choice: ModelChoice) -> VisionLanguageModel:
+    try:
+        from edge_perception.vlm.transformers_model import open_checkpoint
+    except ImportError as error:
+        raise ManifestError(
+            f"a transformers checkpoint needs torch ({error})", mend="scripts/setup.sh --extra vlm."
+        ) from error
+    return open_checkpoint(choice)
+
+
+def _runtime_of(path: Path) -> object:
+    try:
+        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ManifestError(f"cannot read manifest {str(path)!r}: {error}") from error
+    return mapping.get("runtime") if isinstance(mapping, dict) else mapping
