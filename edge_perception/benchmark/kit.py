@@ -36,7 +36,7 @@ class Effort:
     @classmethod
     def full(cls) -> Effort:
         """Return the effort behind published figures."""
-        return cls(rounds=5, seconds=8.0, memory_frames=20_000, memory_fps=200.0)
+        return cls(rounds=7, seconds=8.0, memory_frames=20_000, memory_fps=200.0)
 
     @classmethod
     def quick(cls) -> Effort:
