@@ -354,6 +354,7 @@ class CudaInProcessTransport:
 
     name = "cuda_in_process"
     crosses_processes = False
+    device_memory = True
 
     def __init__(self, ordinal: int = 0) -> None:
         self._ordinal = ordinal
@@ -373,6 +374,7 @@ class CudaIpcTransport:
 
     name = "cuda_ipc"
     crosses_processes = True
+    device_memory = True
 
     def __init__(self, ordinal: int = 0) -> None:
         self._ordinal = ordinal
@@ -389,6 +391,7 @@ class CudaMappedTransport:
 
     name = "cuda_mapped"
     crosses_processes = True
+    device_memory = False
 
     def __init__(self, ordinal: int = 0) -> None:
         self._ordinal = ordinal

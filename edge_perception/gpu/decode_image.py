@@ -8,13 +8,15 @@ ask for gigabytes.
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
+from typing import Protocol
 
 import cv2
 import numpy as np
 import simplejpeg
 
 from edge_perception.core.image import ImageFormat, UInt8Array
-from edge_perception.errors import ImageError
+from edge_perception.errors import EdgePerceptionError, ImageError
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -78,6 +80,54 @@ def decode_into(target: UInt8Array, data: UInt8Array, image_format: ImageFormat)
         _decode_jpeg(target, data)
     else:
         _decode_png(target, data, image_format)
+
+
+class DeviceDecoder(Protocol):
+    """What decodes JPEG into device memory; ``gpu.nvjpeg.NvJpegDecoder`` is one."""
+
+    name: str
+
+    def can_decode(self, data: UInt8Array) -> bool:
+        """Tell whether a file is one for this decoder; the others are decoded on the CPU."""
+
+    def enqueue(
+        self, data: UInt8Array, image_format: ImageFormat, pointer: int, stream: int
+    ) -> None:
+        """Queue the decoding on a stream."""
+
+    def close(self) -> None:
+        """Free it."""
+
+
+@dataclass(frozen=True)
+class JpegChoice:
+    """Who decodes JPEGs, and the reason. ``on_gpu`` None is simplejpeg on the CPU."""
+
+    on_gpu: DeviceDecoder | None
+    why: str
+
+    @property
+    def name(self) -> str:
+        """Published in diagnostics."""
+        return "simplejpeg" if self.on_gpu is None else self.on_gpu.name
+
+
+def choose_jpeg_decoder(*, device_memory: bool) -> JpegChoice:
+    """Choose by where frames lie, and by trying.
+
+    Args:
+        device_memory: whether decoded frames belong into device memory.
+    """
+    if not device_memory:
+        return JpegChoice(None, "frames lie in host memory")
+    try:
+        from edge_perception.gpu.nvjpeg import open_probed
+
+        return JpegChoice(open_probed(), "frames lie on the GPU; probe succeeded")
+    except ImportError as error:
+        return JpegChoice(None, f"cuda-bindings is not installed: {error}")
+    except EdgePerceptionError as error:
+        return JpegChoice(None, str(error))
 
 
 def _read_jpeg_header(data: UInt8Array, max_bytes: int) -> ImageFormat:

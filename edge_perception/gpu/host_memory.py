@@ -121,6 +121,7 @@ class InProcessTransport:
 
     name = "in_process"
     crosses_processes = False
+    device_memory = False
 
     def allocate(self, slots: int, slot_bytes: int) -> HostMemory:
         size = slots * page_aligned(slot_bytes)
@@ -141,6 +142,7 @@ class SharedMemoryTransport:
 
     name = "shared_memory"
     crosses_processes = True
+    device_memory = False
 
     def __init__(self, *, readers_may_write: bool = False) -> None:
         self._protection = mmap.PROT_READ | (mmap.PROT_WRITE if readers_may_write else 0)

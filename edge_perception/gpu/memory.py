@@ -123,6 +123,11 @@ class Transport(Protocol):
         """Whether another process can map the slots."""
         ...
 
+    @property
+    def device_memory(self) -> bool:
+        """Whether the slots are device memory, which work on the GPU may fill."""
+        ...
+
     def allocate(self, slots: int, slot_bytes: int) -> FrameMemory:
         """Make one epoch's memory.
 

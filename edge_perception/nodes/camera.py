@@ -21,7 +21,12 @@ from edge_perception.core.frame import FrameInfo
 from edge_perception.core.gaps import GapEstimator
 from edge_perception.core.image import ImageFormat, UInt8Array, check_size
 from edge_perception.errors import ConfigError, EdgePerceptionError, ImageError
-from edge_perception.gpu.decode_image import decode_into, read_image_format
+from edge_perception.gpu.decode_image import (
+    JpegChoice,
+    choose_jpeg_decoder,
+    decode_into,
+    read_image_format,
+)
 from edge_perception.gpu.ring import FrameRing, RingSpec
 from edge_perception.gpu.transports import (
     TRANSPORT_NAMES,
@@ -75,6 +80,13 @@ PARAMETERS = (
         fixed=True,
     ),
     Declaration(
+        "gpu_readers",
+        False,
+        "With frame_transport auto: keep frames on the GPU where the machine can, for models that"
+        " run there. JPEGs are then decoded there too, where nvJPEG works.",
+        fixed=True,
+    ),
+    Declaration(
         "slots",
         4,
         "Frames in the ring; at least two more than are read at the same time.",
@@ -117,6 +129,7 @@ class CameraNode(ManagedNode):
         self._sequence = 0
         self._max_image_bytes = 0
         self._choice: TransportChoice | None = None
+        self._jpeg = JpegChoice(None, "")
         self._subscription: Any = None
         self._search_timer: Any = None
         self._handles: Any = None
@@ -126,8 +139,14 @@ class CameraNode(ManagedNode):
         values = self.parameter_values()
         self.apply_parameters(values)
         spec = RingSpec(name=self.get_name(), slots=values["slots"])
-        self._choice = _choose(values["frame_transport"], across_processes=values["share_frames"])
+        self._choice = _choose(
+            values["frame_transport"],
+            across_processes=values["share_frames"],
+            gpu_readers=values["gpu_readers"],
+        )
         self.get_logger().info(f"frame transport {self._choice.transport.name}: {self._choice.why}")
+        self._jpeg = choose_jpeg_decoder(device_memory=self._choice.transport.device_memory)
+        self.get_logger().info(f"JPEGs are decoded by {self._jpeg.name}: {self._jpeg.why}")
         self.demand.always_open = values["share_frames"]  # readers elsewhere cannot ask
         if values["share_frames"]:
             self._handles = self.create_lifecycle_publisher(Image, "~/frames", 1)
@@ -155,6 +174,9 @@ class CameraNode(ManagedNode):
             if self.ring is not None:
                 self.ring.close()
                 self.ring = None
+            if self._jpeg.on_gpu is not None:
+                self._jpeg.on_gpu.close()
+                self._jpeg = JpegChoice(None, "")
 
     def apply_parameters(self, values: Mapping[str, Any]) -> None:
         """Take over the size limit."""
@@ -174,6 +196,9 @@ class CameraNode(ManagedNode):
             "last_rejection": self._last_rejection,
             "frame_transport": self._choice.transport.name if self._choice else "",
             "frame_transport_why": self._choice.why if self._choice else "",
+            "jpeg_decoder": self._jpeg.name,
+            "jpeg_decoder_why": self._jpeg.why,
+            "jpegs_decoded_on_gpu": self._counts["decoded_on_gpu"],
             **{f"ring_{name}": count for name, count in ring.items()},
         }
 
@@ -309,9 +334,18 @@ class CameraNode(ManagedNode):
     def _write_compressed(
         self, message: CompressedImage, ring: FrameRing, describe: Describe
     ) -> FrameInfo | None:
-        """Decode straight into a slot of the ring."""
+        """Decode straight into a slot of the ring, on the GPU where the slot lies there."""
         data = np.frombuffer(message.data, np.uint8)
         image_format = read_image_format(data, self._max_image_bytes)
+        decoder = self._jpeg.on_gpu
+        if decoder is not None and decoder.can_decode(data):
+
+            def enqueue(pointer: int, stream: int) -> FrameInfo:
+                decoder.enqueue(data, image_format, pointer, stream)
+                self._counts["decoded_on_gpu"] += 1
+                return describe(image_format)
+
+            return ring.write_on_device(image_format, enqueue)
 
         def fill(target: UInt8Array) -> FrameInfo:
             decode_into(target, data, image_format)
@@ -360,10 +394,10 @@ class CameraNode(ManagedNode):
         self.get_logger().warning(f"image dropped: {error}", throttle_duration_sec=5.0)
 
 
-def _choose(name: str, *, across_processes: bool) -> TransportChoice:
+def _choose(name: str, *, across_processes: bool, gpu_readers: bool) -> TransportChoice:
     """Take the transport that was asked for, or probe; never another one in silence."""
-    if name == "auto":  # the nodes' own models run on the CPU, so frames must be readable there
-        return choose_transport(across_processes=across_processes, gpu_readers=False)
+    if name == "auto":
+        return choose_transport(across_processes=across_processes, gpu_readers=gpu_readers)
     transport = transport_named(name)
     if across_processes and not transport.crosses_processes:
         raise ConfigError(

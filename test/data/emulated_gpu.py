@@ -156,6 +156,7 @@ class EmulatedTransport(InProcessTransport):
     """Frames in the memory of a "GPU", for threads of this process."""
 
     name = "emulated"
+    device_memory = True
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int]] = []

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 pytest.importorskip("rclpy")
 from diagnostic_msgs.msg import DiagnosticStatus
+from emulated_gpu import EmulatedTransport
 from pictures import GREEN, picture, raw_fields
 from rclpy.parameter import Parameter
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage, Image
 
 from edge_perception.core.image import ImageFormat
+from edge_perception.gpu import transports
+from edge_perception.gpu.decode_image import JpegChoice, decode_into
+from edge_perception.gpu.jpeg_header import is_plain_jpeg
 from edge_perception.nodes.camera import CameraNode
 from edge_perception.nodes.frame_streams import LocalFrameStream
 from edge_perception.nodes.messages import to_header
@@ -230,3 +236,102 @@ def test_a_reader_that_asks_takes_the_waiting_message_itself(
     stream.want_next()
     assert camera.demand.can_execute(subscription), "a rejected image serves nobody"
     stream.stop()
+
+
+class HostJpegs:
+    """A decoder "on the GPU" that leaves the work to the CPU, as far as the camera can tell."""
+
+    name = "nvjpeg"
+
+    def __init__(self) -> None:
+        self.decoded = 0
+        self.closed = False
+
+    def can_decode(self, data: np.ndarray) -> bool:
+        return is_plain_jpeg(data)
+
+    def enqueue(
+        self, data: np.ndarray, image_format: ImageFormat, pointer: int, stream: int
+    ) -> None:
+        memory = (ctypes.c_uint8 * image_format.size_bytes).from_address(pointer)
+        decode_into(np.frombuffer(memory, np.uint8), data, image_format)
+        self.decoded += 1
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def camera_on_gpu(
+    ros: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[CameraNode, HostJpegs]]:
+    decoder = HostJpegs()
+    monkeypatch.setitem(transports._TRANSPORTS, "cuda_in_process", EmulatedTransport)
+    monkeypatch.setattr(
+        "edge_perception.nodes.camera.choose_jpeg_decoder",
+        lambda *, device_memory: JpegChoice(decoder if device_memory else None, "as a test has it"),
+    )
+    node = CameraNode("camera_on_gpu")
+    node.set_parameters([Parameter("frame_transport", value="cuda_in_process")])
+    node.trigger_configure()
+    node.trigger_activate()
+    yield node, decoder
+    node.stop()
+    node.destroy_node()
+
+
+def compressed(*options: int, kept: int | None = None) -> CompressedImage:
+    data = cv2.imencode(".jpg", picture(GREEN), list(options))[1].tobytes()[:kept]
+    return CompressedImage(header=to_header(1, "camera"), format="jpeg", data=data)
+
+
+def test_jpegs_are_decoded_on_the_gpu_where_frames_lie_there(
+    camera_on_gpu: tuple[CameraNode, HostJpegs],
+) -> None:
+    camera, decoder = camera_on_gpu
+    stream = LocalFrameStream(camera)
+    for number, message in enumerate(
+        (compressed(), compressed(cv2.IMWRITE_JPEG_PROGRESSIVE, 1)), 1
+    ):
+        camera._on_compressed_image(message, {})
+        lease = stream.acquire_newest()
+        assert lease is not None
+        with lease:
+            assert (lease.sequence, lease.info.format.encoding) == (number, "bgr8")
+            expected = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR)
+            assert np.abs(lease.to_host().astype(int) - expected.reshape(-1)).max() <= 2
+    counters = camera.counters()
+    assert (counters["jpeg_decoder"], counters["jpeg_decoder_why"]) == (
+        "nvjpeg",
+        "as a test has it",
+    )
+    assert decoder.decoded == counters["jpegs_decoded_on_gpu"] == 1  # the progressive one is not
+    camera.trigger_deactivate()
+    camera.trigger_cleanup()
+    assert decoder.closed
+
+
+def test_truncated_jpeg_is_refused_in_the_same_words_on_both(
+    camera: CameraNode, camera_on_gpu: tuple[CameraNode, HostJpegs]
+) -> None:
+    on_gpu, decoder = camera_on_gpu
+    for node in (camera, on_gpu):
+        node._on_compressed_image(compressed(kept=400), {})
+        assert node.counters()["rejected"] == 1
+        assert LocalFrameStream(node).acquire_newest() is None
+    told = [node.counters()["last_rejection"] for node in (camera, on_gpu)]
+    assert told[0] == told[1]
+    assert "JPEG cannot be decoded" in str(told[0])
+    assert decoder.decoded == 0
+
+
+def test_compressed_frame_reaches_the_ring_by_one_decoding(camera: CameraNode) -> None:
+    camera._on_compressed_image(compressed(), {})
+    lease = LocalFrameStream(camera).acquire_newest()
+    assert lease is not None
+    with lease:
+        expected = cv2.imdecode(np.frombuffer(compressed().data, np.uint8), cv2.IMREAD_COLOR)
+        assert np.abs(lease.pixels.astype(int) - expected.reshape(-1)).max() <= 2
+    counters = camera.counters()
+    assert counters["jpeg_decoder"] == "simplejpeg"
+    assert counters["jpeg_decoder_why"] == "frames lie in host memory"
