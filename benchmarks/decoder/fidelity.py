@@ -1,86 +1,136 @@
 """Our decoder against transformers on real weights, and its INT4 perplexity against the toolkit's.
 
-    python -m benchmarks.decoder.fidelity FLOAT INT4 --text test.txt --tokenizer tokenizer.json \
+    python -m benchmarks.decoder.fidelity FLOAT [INT4] --text test.txt --tokenizer tokenizer.json \
         --out docs/benchmarks/decoder_cpu.json
 
-FLOAT and INT4 are one model, as a checkpoint folder or a .gguf. All in float32 on the CPU; what is
-proven here is equality, not speed.
+FLOAT and INT4 are one model, as a checkpoint folder or a .gguf; without INT4 the toolkit rounds the
+layers of FLOAT to the nearest here. transformers and the toolkit compute in float32. On the CPU our
+decoder does so too; with ``--device cuda`` it runs its kernels in FP16, one row a call for the
+top-1 figures and eight for the perplexity, and answers by CUDA graphs. What is proven here is
+equality, not speed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edge_perception.core.machine import describe_code, describe_machine, utc_now
 from edge_perception.quantization.calibration import read_token_ids
+from edge_perception.quantization.encoding import round_alone
 from edge_perception.quantization.evaluate import measure_fidelity, windows_of
+from edge_perception.quantization.grid import WeightFormat
 from edge_perception.vlm.assembly import load_model
 from edge_perception.vlm.decoder import Decoder
 from edge_perception.vlm.generation import GenerationOptions, TokenStream
-from edge_perception.vlm.language_model import Prompt
+from edge_perception.vlm.graphs import capture_decoder, gpu_operators
+from edge_perception.vlm.language_model import LanguageModel, Prompt
+from edge_perception.vlm.operators import SAME_ORDER_ROWS
+from edge_perception.vlm.packed_linear import PackedLinear, PackedWeight
 from edge_perception.vlm.sampling import GREEDY, Sampling
 from edge_perception.vlm.tower import take_tower
+from edge_perception.vlm.weights import DecoderWeights
 
 MARGIN = 0.05
 """Logits nearer than this may change places by rounding."""
 
 POSITIONS = 256
+INT4 = WeightFormat(bits=4, group_size=64)
 
 
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("float", type=Path)
-    parser.add_argument("int4", type=Path)
+    parser.add_argument("int4", type=Path, nargs="?")
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(2)
-    token_ids = read_token_ids(options.text, options.tokenizer)
+    device = torch.device(options.device)
+    token_ids = read_token_ids(options.text, options.tokenizer).to(device)
     windows = windows_of(token_ids, options.window, options.windows)
-    result = {
+    result: dict[str, Any] = {
         "machine": describe_machine(),
         "date": utc_now(),
         "code": describe_code(),
         "model": options.float.stem,
         "text": options.text.name,
-        "dtype": "float32",
-        "models": {
-            kind: compare(path, token_ids, windows)
-            for kind, path in (("float", options.float), ("int4", options.int4))
-        },
+        "dtype": "float32" if options.device == "cpu" else "float16, kernels",
+        "models": {},
     }
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    for kind, path in (("float", options.float), ("int4", options.int4)):
+        rounds = path is None
+        load = loader(path or options.float, device, rounds=rounds)
+        result["models"][kind] = compare(load, device, token_ids, windows)
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result["models"], indent=1))
 
 
+def loader(path: Path, device: torch.device, *, rounds: bool) -> Callable[[torch.dtype], nn.Module]:
+    """What loads a checkpoint in a float type, and rounds its layers if told."""
+
+    def load(dtype: torch.dtype) -> nn.Module:
+        model = load_model(path, device=device, dtype=dtype)
+        if rounds:
+            round_layers(model, load_model(path, device=device, dtype=torch.float32))
+        return model
+
+    return load
+
+
+def round_layers(model: nn.Module, exact: nn.Module) -> None:
+    """Put the linear layers of ``exact``, rounded by the toolkit, in the place of ``model``'s."""
+    for name, layer in list(exact.named_modules()):
+        if isinstance(layer, nn.Linear) and name != "lm_head":
+            rounded = round_alone(layer.weight, INT4)
+            codes = rounded.codes.to(torch.uint8)
+            packed = PackedWeight.from_codes(
+                codes, rounded.grid.scales, rounded.grid.zeros, bits=4, bias=layer.bias
+            )
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, PackedLinear(packed))
+
+
 @torch.inference_mode()
-def compare(path: Path, token_ids: Tensor, windows: list[Tensor]) -> dict[str, Any]:
+def compare(
+    load: Callable[[torch.dtype], nn.Module],
+    device: torch.device,
+    token_ids: Tensor,
+    windows: list[Tensor],
+) -> dict[str, Any]:
     """All figures of one checkpoint: transformers first, then our decoder from the same weights."""
-    model = load_model(path, dtype=torch.float32)
+    model = load(torch.float32)
     forced = token_ids[:POSITIONS]
     theirs = model(forced[None]).logits[0]
     toolkit = measure_fidelity(lambda window: model(window).logits[0], None, windows)
-    weights = take_tower(model)
-    decoder = Decoder(weights, capacity=windows[0].shape[1])
+    on_gpu = device.type == "cuda"
+    weights = take_tower(load(torch.float16) if on_gpu else model)
+    options: dict[str, Any] = {"capacity": windows[0].shape[1]}
+    if on_gpu:
+        options |= {"operators": gpu_operators(), "prefill_chunk": SAME_ORDER_ROWS}
+    decoder = Decoder(weights, **options)
     by_steps = torch.cat([decoder.logits(Prompt(forced[i : i + 1])) for i in range(POSITIONS)])
     ours = measure_fidelity(logits_of(decoder), None, windows)
-    quantised_cache = Decoder(weights, capacity=windows[0].shape[1], kv_format="int8")
+    quantised_cache = Decoder(weights, kv_format="int8", **options)
     int8 = measure_fidelity(logits_of(quantised_cache), None, windows)
+    with answering(decoder, weights, on_gpu) as answerer:
+        speculation = speculation_figures(answerer, token_ids)
     return {
         "weight_bytes": weights.nbytes,
         "bytes_per_token": weights.bytes_per_token,
-        "teacher_forced": top1_figures(theirs, by_steps),
+        "teacher_forced": top1_figures(theirs, by_steps.float()),
         "perplexity": {
             "tokens": ours.tokens,
             "toolkit": toolkit.perplexity,
@@ -88,8 +138,22 @@ def compare(path: Path, token_ids: Tensor, windows: list[Tensor]) -> dict[str, A
             "relative_difference": ours.perplexity / toolkit.perplexity - 1.0,
             "decoder_int8_kv": int8.perplexity,
         },
-        "speculation": speculation_figures(decoder, token_ids),
+        "speculation": speculation,
     }
+
+
+@contextmanager
+def answering(decoder: Decoder, weights: DecoderWeights, on_gpu: bool) -> Iterator[LanguageModel]:
+    """The decoder itself, or on a GPU one whose steps are CUDA graphs."""
+    if not on_gpu:
+        yield decoder
+        return
+    from edge_perception.gpu.cuda import Stream, get_device
+
+    stream = Stream(get_device())
+    with capture_decoder(weights, stream.handle, capacity=decoder.capacity) as captured:
+        yield captured
+    stream.close()
 
 
 def logits_of(decoder: Decoder) -> Callable[[Tensor], Tensor]:
@@ -117,7 +181,7 @@ def top1_figures(theirs: Tensor, ours: Tensor) -> dict[str, Any]:
     }
 
 
-def speculation_figures(decoder: Decoder, token_ids: Tensor) -> dict[str, Any]:
+def speculation_figures(decoder: LanguageModel, token_ids: Tensor) -> dict[str, Any]:
     """Tokens of 96-token answers with and without prompt lookup; they must be the same."""
     figures = {}
     for name, sampling in (("greedy", GREEDY), ("sampled", Sampling(0.7, top_p=0.9, seed=1))):

@@ -1,8 +1,9 @@
 """Any other language model of transformers, run by its own forward, as a ``LanguageModel``.
 
 For families that ``core.language_model`` does not know: slower, since each step is eager Python,
-but with our packed layers in place of its linear ones, our sampling and the same interface. Such
-a forward promises nothing about the bits of a row among others, so a draft is verified by single
+but with our packed layers in place of its linear ones, our sampling and the same interface. On a
+GPU ``use_kernels`` lets those layers run by our kernels where rows are few: in decoding. Such a
+forward promises nothing about the bits of a row among others, so a draft is verified by single
 steps: the answer stays that of greedy decoding, and speculation gains nothing.
 """
 
@@ -16,7 +17,45 @@ from transformers import DynamicCache
 
 from edge_perception.errors import DecodingError
 from edge_perception.vlm.language_model import Prompt, Yield, check_room, go_on
+from edge_perception.vlm.operators import SAME_ORDER_ROWS, Operators
+from edge_perception.vlm.packed_linear import PackedEmbedding, PackedLinear
 from edge_perception.vlm.sampling import GREEDY, Sampling, choose_tokens
+
+
+class KernelLinear(PackedLinear):
+    """A packed layer that runs 1 to 8 rows of FP16 by ``operators``, and more as it did before."""
+
+    def __init__(self, layer: PackedLinear, operators: Operators) -> None:
+        super().__init__(layer.packed)
+        self._operators = operators
+        self._weight = layer.packed
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Apply the layer to float ``inputs`` [..., K]."""
+        rows = inputs.reshape(-1, self.in_features)
+        if inputs.dtype != torch.float16 or not 0 < len(rows) <= SAME_ORDER_ROWS:
+            return super().forward(inputs)
+        nothing = rows.new_zeros(
+            len(rows), self.out_features
+        )  # what the operator adds its result to
+        result = self._operators.linear_add(rows, self._weight, nothing)
+        return result.view(*inputs.shape[:-1], self.out_features)
+
+
+def use_kernels(model: nn.Module, operators: Operators) -> int:
+    """Put ``KernelLinear`` in the place of every packed linear layer; returns how many there were.
+
+    The model must be where its operators compute, and stay there: no weight is copied.
+    """
+    found = [
+        (name, layer)
+        for name, layer in model.named_modules()
+        if isinstance(layer, PackedLinear) and not isinstance(layer, PackedEmbedding)
+    ]
+    for name, layer in found:
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, KernelLinear(layer, operators))
+    return len(found)
 
 
 class ForeignModel:
