@@ -145,7 +145,8 @@ def run_smollm2(arguments: argparse.Namespace) -> None:
         report["runs"].append(
             {
                 "name": run.name, "method": run.recipe.method, "implementation": "ours",
-                **asdict(form), **settings_of(run.recipe), "ppl": got.perplexity, "gap_share_of_rtn": share, "kl": got.kl,
+                **asdict(form), **settings_of(run.recipe),
+                "ppl": got.perplexity, "gap_share_of_rtn": share, "kl": got.kl,
                 "agreement": got.agreement, "seconds": made.seconds, "bytes": made.bytes,
                 "calibration_tokens": (
                     sum(c.numel() for c in calibration) if run.recipe.needs_calibration else 0

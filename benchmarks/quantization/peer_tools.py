@@ -1,0 +1,213 @@
+"""Other people's quantisers on a model that ``peers.py prepare`` has written.
+
+    python peer_tools.py autoawq --work WORK           # 4 bits, in AutoAWQ 0.2.9's environment
+    python peer_tools.py llm-compressor-awq --work WORK [--bits 3]
+    python peer_tools.py logits --work WORK            # what their code computes from checkpoints
+
+Each runs in the environment its library asks for, so this file imports torch and them alone,
+never this package. Every tool gets the same float16 model, the same token windows and the same
+format (integers of ``--bits``, groups of 64, asymmetric, head and embedding in float); all other
+settings are its own defaults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+GROUP_SIZE = 64
+
+
+def calibration_windows(work: Path) -> list[list[int]]:
+    """The token windows that every tool calibrates on."""
+    windows: list[list[int]] = json.loads((work / "calibration.json").read_text())
+    return windows
+
+
+def autoawq(work: Path, out: Path, bits: int) -> str:
+    """AutoAWQ's search and clipping as they come."""
+    from awq import AutoAWQForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoAWQForCausalLM.from_pretrained(str(work / "float"), device_map=device)
+    windows = calibration_windows(work)
+    model.quantize(
+        None,
+        {"zero_point": True, "q_group_size": GROUP_SIZE, "w_bit": bits, "version": "GEMM"},
+        calib_data=windows,
+        max_calib_samples=len(windows),
+        max_calib_seq_len=len(windows[0]),
+    )
+    model.save_quantized(str(out))
+    return "awq"
+
+
+def llm_compressor(
+    work: Path, out: Path, bits: int, recipe_of: Callable[[dict[str, Any]], Any]
+) -> str:
+    """llm-compressor's modifiers on one batch of all windows."""
+    from llmcompressor import oneshot
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    model = AutoModelForCausalLM.from_pretrained(work / "float", dtype=torch.float16)
+    tokens = torch.tensor(calibration_windows(work))
+    batches = [
+        {"input_ids": part, "attention_mask": torch.ones_like(part)} for part in tokens.split(32)
+    ]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(work / "float" / "tokenizer.json"))
+    oneshot(
+        model=model,
+        processor=tokenizer,
+        dataset=torch.utils.data.DataLoader(batches, batch_size=None),
+        recipe=recipe_of(_scheme(bits)),
+    )
+    model.save_pretrained(out, save_compressed=True)
+    return "llmcompressor"
+
+
+def _scheme(bits: int) -> dict[str, Any]:
+    weights = {
+        "num_bits": bits, "type": "int", "symmetric": False,
+        "strategy": "group", "group_size": GROUP_SIZE,
+    }  # fmt: skip
+    return {
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+    }
+
+
+def awq_recipe(scheme: dict[str, Any]) -> list[Any]:
+    """AWQ, then rounding to nearest."""
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+
+    return [AWQModifier(), QuantizationModifier(**scheme)]
+
+
+def gptq_recipe(scheme: dict[str, Any]) -> list[Any]:
+    """GPTQ as it comes (static activation order, damping 0.01)."""
+    from llmcompressor.modifiers.gptq import GPTQModifier
+
+    return [GPTQModifier(**scheme)]
+
+
+def awq_gptq_recipe(scheme: dict[str, Any]) -> list[Any]:
+    """AWQ's scales, GPTQ's rounding."""
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+
+    return [AWQModifier(), *gptq_recipe(scheme)]
+
+
+def gptqmodel(work: Path, out: Path, bits: int) -> str:
+    """GPTQModel as it comes."""
+    from gptqmodel import GPTQModel, QuantizeConfig
+
+    config = QuantizeConfig(bits=bits, group_size=GROUP_SIZE, sym=False)
+    model = GPTQModel.load(str(work / "float"), config)
+    windows = calibration_windows(work)
+    model.quantize(
+        [{"input_ids": window, "attention_mask": [1] * len(window)} for window in windows],
+        batch_size=32,
+    )
+    model.save(str(out))
+    return "gptqmodel"
+
+
+def quantise(tool: str, work: Path, bits: int) -> None:
+    """Run a tool, note its version and seconds beside the checkpoint it wrote."""
+    out = work / "checkpoints" / f"{tool}-b{bits}"
+    start = time.perf_counter()
+    if tool == "autoawq":
+        package = autoawq(work, out, bits)
+    elif tool == "gptqmodel":
+        package = gptqmodel(work, out, bits)
+    else:
+        package = llm_compressor(work, out, bits, _RECIPES[tool])
+    note = {
+        "method": _METHODS[tool], "implementation": _NAMES[package], "bits": bits,
+        "version": importlib.import_module(package).__version__, "torch": torch.__version__,
+        "transformers": importlib.metadata.version("transformers"),
+        "seconds": time.perf_counter() - start,
+    }  # fmt: skip
+    (out / "made.json").write_text(json.dumps(note))
+    print(note, flush=True)
+
+
+_RECIPES = {
+    "llm-compressor-awq": awq_recipe,
+    "llm-compressor-gptq": gptq_recipe,
+    "llm-compressor-awq+gptq": awq_gptq_recipe,
+}
+_NAMES = {"awq": "autoawq", "llmcompressor": "llm-compressor", "gptqmodel": "gptqmodel"}
+_METHODS = {
+    "autoawq": "awq",
+    "gptqmodel": "gptq",
+    "llm-compressor-awq": "awq",
+    "llm-compressor-gptq": "gptq",
+    "llm-compressor-awq+gptq": "awq+gptq",
+}
+
+
+@torch.no_grad()
+def write_logits(work: Path) -> None:
+    """Logits of the AWQ checkpoints, ours and AutoAWQ's, by AutoAWQ's and transformers' loaders."""
+    from awq import AutoAWQForCausalLM
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    window = torch.tensor(json.loads((work / "probe.json").read_text()), device=device)
+    for checkpoint in sorted((work / "checkpoints").glob("*awq-b4")):
+        if (
+            json.loads((checkpoint / "config.json").read_text())["quantization_config"][
+                "quant_method"
+            ]
+            != "awq"
+        ):
+            continue
+        loaders: dict[str, Callable[[], Any]] = {
+            "autoawq": lambda path=checkpoint: (
+                AutoAWQForCausalLM.from_quantized(
+                    str(path), fuse_layers=False, device_map=device
+                ).model
+            ),
+            "transformers": lambda path=checkpoint: AutoModelForCausalLM.from_pretrained(
+                path, torch_dtype=torch.float16, device_map=device
+            ),
+        }
+        for name, load in loaders.items():
+            try:
+                logits = load().eval()(window).logits[0]
+            except Exception as error:  # whatever their code raises is the finding
+                print(f"{checkpoint.name} by {name}: {error!r}"[:500], flush=True)
+                continue
+            save_file(
+                {"logits": logits.half().cpu()},
+                work / f"logits-{checkpoint.name}-{name}.safetensors",
+            )
+            print(f"{checkpoint.name} by {name}: {list(logits.shape)}", flush=True)
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tool", choices=[*_METHODS, "logits"])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--bits", type=int, default=4)
+    arguments = parser.parse_args()
+    if arguments.tool == "logits":
+        write_logits(arguments.work)
+    else:
+        quantise(arguments.tool, arguments.work, arguments.bits)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Our quantiser beside others': one float model, one calibration text, one judge.
+
+    python benchmarks/quantization/peers.py prepare --data DIR --work WORK
+    python benchmarks/quantization/peers.py ours --work WORK
+    ... peer_tools.py, each tool in its own environment ...
+    python benchmarks/quantization/peers.py compare --work WORK --out FILE.json
+
+DIR is as for ``h100.py``. WORK then holds the float16 model as a checkpoint folder, the token
+windows, and ``checkpoints/NAME`` from every tool. All of them, ours too, are judged as they lie on
+the disk: read by this package's loader, computed in float32, compared with the float model on the
+same windows. So nothing but the quantiser differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from h100 import join_pieces, machine, token_ids
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from edge_perception.quantization.encoding import ExportLayout
+from edge_perception.quantization.evaluate import Fidelity, gap_share, measure_fidelity, windows_of
+from edge_perception.quantization.grid import WeightFormat
+from edge_perception.quantization.job import Job, run_job
+from edge_perception.quantization.recipe import recipe_for
+from edge_perception.vlm.assembly import load_model
+from edge_perception.vlm.loaders.gguf import GgufCheckpoint
+
+GROUP_SIZE = 64
+OUR_METHODS = ("rtn", "awq", "gptq", "awq+gptq")
+PROBE_TOKENS = 512
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """Write the float16 checkpoint, the calibration windows and the test windows."""
+    folder = arguments.work / "float"
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = GgufCheckpoint(join_pieces(arguments.data, "smollm2.gguf"))
+    tensors = {name: value.half().contiguous() for name, value in checkpoint.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    # Both spellings: transformers before 5 reads rope_theta and torch_dtype.
+    theta = checkpoint.config["rope_parameters"]["rope_theta"]
+    config = checkpoint.config | {
+        "rope_theta": theta, "dtype": "float16", "torch_dtype": "float16",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    shutil.copy(arguments.data / "tokenizer.json", folder)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    valid, test = (token_ids(arguments.data, name) for name in ("valid.txt", "test.txt"))
+    calibration = windows_of(valid, arguments.window, arguments.calibration_windows)
+    judged = windows_of(test, 2048, arguments.test_windows)
+    for name, windows in (("calibration", calibration), ("test", judged)):
+        (arguments.work / f"{name}.json").write_text(json.dumps([w[0].tolist() for w in windows]))
+    probe = judged[0][:, :PROBE_TOKENS].tolist()
+    (arguments.work / "probe.json").write_text(json.dumps(probe))
+
+
+def read_windows(work: Path, name: str, device: str) -> list[Tensor]:
+    """Token windows [1, T] that ``prepare`` wrote."""
+    windows = json.loads((work / f"{name}.json").read_text())
+    return [torch.tensor([window], device=device) for window in windows]
+
+
+def ours(arguments: argparse.Namespace) -> None:
+    """Quantise by our methods, from disk to disk."""
+    windows = read_windows(arguments.work, "calibration", arguments.device)
+    batches = [{"input_ids": torch.cat(windows[i : i + 32])} for i in range(0, len(windows), 32)]
+    for bits in arguments.bits:
+        layout = ExportLayout.AWQ if bits == 4 else ExportLayout.COMPRESSED_TENSORS
+        for method in OUR_METHODS:
+            recipe = recipe_for(method, WeightFormat(bits, GROUP_SIZE))
+            out = arguments.work / "checkpoints" / f"ours-{method}-b{bits}"
+            job = Job(arguments.work / "float", out, recipe, layout, arguments.device, "float16")
+            start = time.perf_counter()
+            run_job(job, batches if recipe.needs_calibration else [], restart=True)
+            note = {
+                "method": method, "implementation": "ours", "bits": bits,
+                "version": arguments.commit, "torch": torch.__version__,
+                "seconds": time.perf_counter() - start,
+            }  # fmt: skip
+            (out / "made.json").write_text(json.dumps(note))
+            print(note, flush=True)
+
+
+def judge(checkpoint: Path, reference: nn.Module, windows: list[Tensor], device: str) -> Fidelity:
+    """A checkpoint's fidelity to the float model, both in float32."""
+    model = load_model(checkpoint, device=device, dtype=torch.float32)
+    return measure_fidelity(lambda w: model(w).logits[0], lambda w: reference(w).logits[0], windows)
+
+
+@torch.no_grad()
+def compare(arguments: argparse.Namespace) -> None:
+    """Judge every checkpoint and write the table."""
+    device = arguments.device
+    reference = load_model(arguments.work / "float", device=device, dtype=torch.float32)
+    windows = read_windows(arguments.work, "test", device)
+    float_ppl = measure_fidelity(lambda w: reference(w).logits[0], None, windows).perplexity
+    calibration = read_windows(arguments.work, "calibration", "cpu")
+    runs: list[dict[str, Any]] = []
+    for made in sorted((arguments.work / "checkpoints").glob("*/made.json")):
+        note = json.loads(made.read_text())
+        got = judge(made.parent, reference, windows, device)
+        size = sum(file.stat().st_size for file in made.parent.glob("*.safetensors"))
+        runs.append(
+            note | {
+                "group_size": GROUP_SIZE, "symmetric": False, "ppl": got.perplexity,
+                "kl": got.kl, "agreement": got.agreement, "file_bytes": size,
+            }
+        )  # fmt: skip
+        print(made.parent.name, round(got.perplexity, 4), round(got.kl, 4), flush=True)
+        gc.collect()
+    rtn = {run["bits"]: run["ppl"] for run in runs if run["method"] == "rtn"}
+    for run in runs:
+        if run["bits"] in rtn:
+            run["gap_share_of_rtn"] = gap_share(run["ppl"], float_ppl, rtn[run["bits"]])
+    report = machine(torch.device(device), arguments.commit) | {
+        "model": "SmolLM2-135M-Instruct, float16", "float_ppl": float_ppl,
+        "test_windows": len(windows), "test_window_tokens": windows[0].numel(),
+        "calibration_windows": len(calibration),
+        "calibration_window_tokens": calibration[0].numel(),
+        "runs": runs, "logits": compare_logits(arguments.work, device),
+    }  # fmt: skip
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def compare_logits(work: Path, device: str) -> list[dict[str, Any]]:
+    """Their code's logits on AWQ checkpoints against ours on the same files."""
+    window = torch.tensor(json.loads((work / "probe.json").read_text()), device=device)
+    rows = []
+    for file in sorted(work.glob("logits-*.safetensors")):
+        checkpoint, _, reader = file.stem.removeprefix("logits-").rpartition("-")
+        theirs = load_file(file)["logits"].float()
+        model = load_model(work / "checkpoints" / checkpoint, device=device, dtype=torch.float32)
+        mine = model(window).logits[0].float().cpu()
+        rows.append(
+            {
+                "checkpoint": checkpoint, "read_by": reader,
+                "largest_difference": float((theirs - mine).abs().max()),
+                "largest_logit": float(mine.abs().max()),
+                "same_next_token": float((theirs.argmax(-1) == mine.argmax(-1)).float().mean()),
+            }
+        )  # fmt: skip
+        print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["prepare", "ours", "compare"])
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--commit", default="unknown")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bits", type=int, nargs="+", default=[4])
+    parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--calibration-windows", type=int, default=128)
+    parser.add_argument("--test-windows", type=int, default=16)
+    arguments = parser.parse_args()
+    {"prepare": prepare, "ours": ours, "compare": compare}[arguments.what](arguments)
+
+
+if __name__ == "__main__":
+    main()
