@@ -11,7 +11,7 @@ whose outputs are small).
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -33,6 +33,9 @@ from edge_perception.gpu.preprocess_cuda import DeviceRegion
 
 MAX_KEPT = 1024
 """Boxes that come to the host. Of a frame with more, the outputs do."""
+
+DEVICE_STAGES = ("upload", "fill", "infer", "decode")
+"""What the stream does, in order; "upload" is how long it waits for the frame to be complete."""
 
 
 class Filling(Protocol):
@@ -88,12 +91,14 @@ class KernelWorkspace(DeviceWorkspace, Protocol):
 class DeviceResult:
     """How the frame went in, what was found, and when inference ended (``time.monotonic_ns``).
 
-    ``found`` is None where the head is decoded on the host.
+    ``found`` is None where the head is decoded on the host. ``stages_ms`` are the GPU's own times
+    of ``DEVICE_STAGES``.
     """
 
     letterbox: Letterbox
     found: DeviceDetections | None
     inferred_ns: int
+    stages_ms: Mapping[str, float]
 
 
 class DevicePath:
@@ -111,7 +116,7 @@ class DevicePath:
         self._preprocess = workspace.preprocessor(manifest.preprocessing)
         layout = layout_of(manifest)
         self._decoder = None if layout is None else workspace.decoder(layout, MAX_KEPT)
-        self._clock = workspace.stage_clock(4)
+        self._clock = workspace.stage_clock(len(DEVICE_STAGES) + 1)
         self._input = backend.address(backend.inputs[0].name)
         self._output = backend.address(backend.outputs[0].name)
 
@@ -134,33 +139,34 @@ class DevicePath:
         self._backend.make_ready()
         self._clock.mark(0)
         image = lease.on_device(self._stream)
+        self._clock.mark(1)
         region = DeviceRegion(image.pointer, image.format)
         (letterbox,) = self._preprocess.launch([region], self._input, self._stream)
-        self._clock.mark(1)
-        self._backend.enqueue()
         self._clock.mark(2)
+        self._backend.enqueue()
+        self._clock.mark(3)
         if self._decoder is not None:
             args = (self._output, letterbox, score_threshold, nms_iou, self._stream)
             self._decoder.launch(*args)
-        self._clock.mark(3)
+        self._clock.mark(4)
         self._backend.workspace.synchronize()
-        inferred_ns = self._tell_stages(recorder, began_ns)
+        stages_ms = dict(zip(DEVICE_STAGES, self._clock.elapsed_ms(), strict=True))
+        inferred_ns = _tell_stages(recorder, began_ns, stages_ms)
         found = None if self._decoder is None else self._decoder.collect()
-        return DeviceResult(letterbox, found, inferred_ns)
+        return DeviceResult(letterbox, found, inferred_ns, stages_ms)
 
     def outputs(self) -> Sequence[Tensor]:
         """Bring the last run's raw outputs to the host."""
         return self._backend.download()
 
-    def _tell_stages(self, recorder: SpanRecorder, began_ns: int) -> int:
-        """Lay the GPU's times back from now; what the launches took counts as preprocessing."""
-        ended_ns = time.monotonic_ns()
-        _, infer_ms, decode_ms = self._clock.elapsed_ms()
-        inferred_ns = ended_ns - round(decode_ms * 1e6)
-        filled_ns = inferred_ns - round(infer_ms * 1e6)
-        recorder.add("preprocess", began_ns, filled_ns)
-        recorder.add("infer", filled_ns, inferred_ns)
-        return inferred_ns
+
+def _tell_stages(recorder: SpanRecorder, began_ns: int, stages_ms: Mapping[str, float]) -> int:
+    """Lay the GPU's times back from now; waiting and launching count as preprocessing."""
+    inferred_ns = time.monotonic_ns() - round(stages_ms["decode"] * 1e6)
+    filled_ns = inferred_ns - round(stages_ms["infer"] * 1e6)
+    recorder.add("preprocess", began_ns, filled_ns)
+    recorder.add("infer", filled_ns, inferred_ns)
+    return inferred_ns
 
 
 def layout_of(manifest: Manifest) -> HeadLayoutArgument | None:
