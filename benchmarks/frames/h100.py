@@ -18,13 +18,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cuda.bindings import driver
 
-from benchmarks.frames.device_buffers import device_memory, upload
+from benchmarks.frames.device_buffers import device_memory, pinned_copy, upload
 from benchmarks.frames.frame_source import (
     FULL_HD,
     info,
@@ -66,7 +67,7 @@ def main() -> None:
         "ipc": lambda _: measure_between_processes("cuda_ipc"),
         "mapped": lambda _: measure_between_processes("cuda_mapped"),
         "preprocess": measure_preprocessing,
-        "detector_path": _detector_path,
+        "detector_path": lambda _: _detector_path(),
     }
     if not arguments.skip_sanitizer:
         parts["sanitizer"] = lambda _: run_sanitizer()
@@ -162,7 +163,32 @@ def measure_uploads(device: Device) -> dict[str, Any]:
         stream.close()
     once, thrice = percentiles(once_ms[20:]), percentiles(thrice_ms[20:])
     ratio = round(np.median(thrice_ms[20:]) / np.median(once_ms[20:]), 3)
-    return {"once": once, "thrice_pageable": thrice, "thrice_over_once": ratio}
+    return {
+        "once": once,
+        "thrice_pageable": thrice,
+        "thrice_over_once": ratio,
+        "bus": _measure_bus(device),
+    }
+
+
+def _measure_bus(device: Device) -> dict[str, Any]:
+    """The bus alone, by events: pinned uploads of one frame, once and for each of three readers."""
+    stream = Stream(device)
+    size = FULL_HD.size_bytes
+    with pinned_copy(random_frame(0)) as frame, device_memory(3 * size) as target:
+
+        def queue(times: int) -> None:
+            for i in range(times):
+                upload(target + i * size, frame, stream)
+
+        once_ms, thrice_ms = (_graph_ms(stream, partial(queue, times)) for times in (1, 3))
+    stream.close()
+    return {
+        "once_ms": round(once_ms, 4),
+        "thrice_ms": round(thrice_ms, 4),
+        "thrice_over_once": round(thrice_ms / once_ms, 3),
+        "gb_per_s": round(size / once_ms / 1e6, 1),
+    }
 
 
 def measure_write_to_read(device: Device) -> dict[str, Any]:
@@ -288,10 +314,10 @@ def _opencv_and_upload(device: Device) -> dict[str, Any]:
     return percentiles(times_ms[20:])
 
 
-def _detector_path(device: Device) -> dict[str, Any]:
+def _detector_path() -> dict[str, Any]:
     from benchmarks.frames.detector_path import measure_detector_path  # torch, for this part alone
 
-    return measure_detector_path(device)
+    return measure_detector_path()
 
 
 def run_sanitizer() -> dict[str, Any]:
@@ -370,8 +396,10 @@ def print_table(result: dict[str, Any]) -> None:
         ("OpenCV and upload, p50", "preprocess.opencv_and_upload.p50_ms", "ms"),
         ("detector path from a pinned frame, p50", "detector_path.p50_ms", "ms"),
         ("detector path from a pinned frame, p99", "detector_path.p99_ms", "ms"),
-        ("detector path through the ring, p50", "detector_path.through_ring.p50_ms", "ms"),
-        ("detector path through the ring, p99", "detector_path.through_ring.p99_ms", "ms"),
+        ("the same with a copy into the ring, p50", "detector_path.through_copy.p50_ms", "ms"),
+        ("the same with a copy into the ring, p99", "detector_path.through_copy.p99_ms", "ms"),
+        ("from a JPEG, nvJPEG, p50", "detector_path.from_jpeg.nvjpeg.p50_ms", "ms"),
+        ("from a JPEG, simplejpeg, p50", "detector_path.from_jpeg.simplejpeg.p50_ms", "ms"),
     )
     for label, keys, unit in rows:
         value: Any = result
