@@ -109,6 +109,9 @@ class SegmentGraphs:
         for index in segments:
             if self._key(index, rows) not in self._graphs:
                 self._graphs[self._key(index, rows)] = self._captured(index, rows, pool)
+        decoder.start(sampling)
+        for index in segments:  # the first replay carries a graph to the GPU
+            self.replay(index, rows)
 
     def _captured(self, index: int, rows: int, pool: Any) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
