@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from vision_msgs.msg import Detection2DArray, LabelInfo
 
 from edge_perception.nodes.messages import from_status, to_header
 
+DATA = Path(__file__).resolve().parents[1] / "data"
 RELIABLE = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(
     depth=1,
@@ -66,16 +67,22 @@ class Graph:
     # Processes.
 
     def start(
-        self, module: str, remap: Mapping[str, str] | None = None, **parameters: Any
+        self,
+        module: str,
+        remap: Mapping[str, str] | None = None,
+        arguments: Sequence[str] = (),
+        **parameters: Any,
     ) -> subprocess.Popen[bytes]:
-        """Start ``edge_perception.nodes.<module>`` as a process.
+        """Start ``edge_perception.nodes.<module>`` as a process, or a script of the tests' own.
 
         ``node__name=value`` sets a parameter of one node, ``name=value`` of every one.
         """
         number = len(self.processes)
         values = self.folder / f"{module}{number}.yaml"
         values.write_text(yaml.safe_dump(_by_node(parameters), sort_keys=False), encoding="utf-8")
-        command = [sys.executable, "-m", f"edge_perception.nodes.{module}", "--ros-args"]
+        script = DATA / f"{module}.py"
+        what = [str(script)] if script.exists() else ["-m", f"edge_perception.nodes.{module}"]
+        command = [sys.executable, *what, *arguments, "--ros-args"]
         command += ["-r", f"__ns:={self.namespace}", "--params-file", str(values)]
         for old, new in (remap or {}).items():
             command += ["-r", f"{old}:={new}"]
@@ -260,6 +267,14 @@ def ros() -> Iterator[None]:
 def graph(ros: None, tmp_path: Path) -> Iterator[Graph]:
     """A graph of the test's own."""
     made = Graph(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def module_graph(ros: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
+    """A graph that the tests of a module share."""
+    made = Graph(tmp_path_factory.mktemp("graph"))
     yield made
     made.close()
 
