@@ -117,6 +117,7 @@ class Bench:
 
     def time_decode(self, weights: DecoderWeights, kv_format: str = "float") -> dict[str, Any]:
         """Milliseconds a step at each context, the bytes that it reads, and what memory holds."""
+        torch.cuda.empty_cache()
         before = torch.cuda.mem_get_info()[0]
         with self.captured(weights, kv_format=kv_format) as (decoder, graphs):
             times = {}

@@ -168,7 +168,7 @@ def time_compiled(model: nn.Module) -> dict[int, list[float]]:
         for layer in cache.layers:
             layer.cumulative_length.fill_(length)
 
-    compiled = torch.compile(step, mode="reduce-overhead", fullgraph=True, dynamic=False)
+    compiled = torch.compile(step, mode="reduce-overhead", dynamic=False)
     run = partial(compiled, torch.tensor([[5]], device="cuda"))
     times = {}
     for context in CONTEXTS:
@@ -232,7 +232,7 @@ class Peers:
         print(shape, kind, how, told, "error", f"{error:.1e}", flush=True)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def main() -> None:
     """Run the peers asked for, until the time is up; the most telling first."""
     parser = argparse.ArgumentParser(description=__doc__)
