@@ -5,11 +5,15 @@
 #   training/detector/run_gpu.sh status            print how far it is
 #
 # The work goes on in the background, in WORK, when this returns early: call it again to wait on.
-# Finished stages are not done twice. Needs torch, opencv, onnx, onnxruntime, pycocotools,
-# safetensors, pyyaml and the world's renderer on PYTHONPATH. Run it from the repository's root.
+# Finished stages are not done twice. DATA holds the rendered sets exam, val and train: those of
+# another recipe, where RENDERED names the file that says they are there. Needs torch, opencv, onnx,
+# onnxruntime, pycocotools, safetensors, pyyaml and the world's renderer on PYTHONPATH. Run it from
+# the repository's root.
 set -euo pipefail
 
 WORK=${WORK:-/tmp/demo_detector}
+DATA=${DATA:-$WORK}
+RENDERED=${RENDERED:-}         # is waited for in place of rendering
 PYTHON=${PYTHON:-python3}
 FRAMES=${FRAMES:-24000}        # training frames
 WORKERS=${WORKERS:-16}         # rendering processes
@@ -26,10 +30,14 @@ export MUJOCO_GL=${MUJOCO_GL:-egl} PYTHONUNBUFFERED=1
 
 render() { # FOLDER SPLIT FRAMES SEED VIEWS_PER_SCENE; goes on where it was interrupted
   "$PYTHON" -m edge_perception.cli world dataset --split "$2" --frames "$3" --seed "$4" \
-    --views-per-scene "$5" --workers "$WORKERS" --out "$WORK/$1"
+    --views-per-scene "$5" --workers "$WORKERS" --out "$DATA/$1"
 }
 
 render_all() {
+  if [ -n "$RENDERED" ]; then
+    until [ -e "$RENDERED" ]; do sleep 1; done
+    return
+  fi
   # Validation sees new scenes of the training split: the held-out split is for the exam alone.
   render exam held-out "$EXAM_FRAMES" "$EXAM_SEED" 4 &&
     render val train "$VAL_FRAMES" "$VAL_SEED" 4 &&
@@ -38,14 +46,14 @@ render_all() {
 
 learn() {
   # shellcheck disable=SC2086
-  "$PYTHON" -m training.detector.train --train "$WORK/train" --val "$WORK/val" \
+  "$PYTHON" -m training.detector.train --train "$DATA/train" --val "$DATA/val" \
     --out "$WORK/run" --minutes "$1" $TRAIN_ARGS
 }
 
 export_and_examine() {
   local onnx=$WORK/$NAME.onnx weights=$WORK/run/ema.safetensors
   "$PYTHON" -m training.detector.export --weights "$weights" --onnx "$onnx" &&
-    "$PYTHON" -m training.detector.evaluate --weights "$onnx" --data "$WORK/exam" \
+    "$PYTHON" -m training.detector.evaluate --weights "$onnx" --data "$DATA/exam" \
       --out "$WORK/exam.json" &&
     "$PYTHON" -m training.detector.record --run "$WORK/run" --exam "$WORK/exam.json" \
       --out "$WORK/metrics.json" "train_frames=$FRAMES" \
@@ -78,7 +86,7 @@ running() { [ -e "$WORK/pid" ] && kill -0 "$(cat "$WORK/pid")" 2>/dev/null; }
 
 status() {
   [ -e "$WORK/pipeline.log" ] && tail -n 4 "$WORK/pipeline.log"
-  echo "images: $(find "$WORK" -name '*.jpg' | wc -l)"
+  echo "images: $(find "$DATA" -name '*.jpg' | wc -l)"
   [ -e "$WORK/run/log.jsonl" ] && tail -n 2 "$WORK/run/log.jsonl" | cut -c 1-400
   if [ -e "$WORK/failed" ]; then tail -n 25 "$(ls -t "$WORK"/*.log | sed -n '/pipeline/!p' | head -1)"; fi
   command -v nvidia-smi >/dev/null &&
@@ -86,11 +94,17 @@ status() {
   return 0
 }
 
-collect() {
+collect() { # what is larger than 15 MB in pieces: NAME.part_00, NAME.part_01, ...
   mkdir -p "$1"
   for file in "$WORK/$NAME.onnx" "$WORK/$NAME.yaml" "$WORK/metrics.json" "$WORK/run/log.jsonl" \
     "$WORK/run/ema.safetensors" "$WORK/learn.log" "$WORK/render.log"; do
-    if [ -e "$file" ]; then tail -c 15000000 "$file" >"$1/$(basename "$file")"; fi
+    if [ ! -e "$file" ]; then
+      continue
+    elif [ "$(stat -c %s "$file")" -lt 15000000 ]; then
+      cp "$file" "$1/"
+    else
+      split -b 15000000 -d "$file" "$1/$(basename "$file").part_"
+    fi
   done
 }
 

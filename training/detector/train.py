@@ -259,6 +259,7 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="go on from this checkpoint")
     parser.add_argument("--freeze", type=int, default=0, help="backbone levels to hold, of 5")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--evaluate-every", type=float, default=Recipe.evaluate_every_s, help="s")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--vit-width", type=int, default=0, help="a plain transformer this wide")
     parser.add_argument("--vit-depth", type=int, default=ModelConfig.vit_depth)
@@ -281,6 +282,7 @@ def main() -> None:
         freeze=args.freeze,
         seed=args.seed,
         compile=not args.no_compile,
+        evaluate_every_s=args.evaluate_every,
     )
     train(config, recipe, store, args.val, args.out, args.init)
 

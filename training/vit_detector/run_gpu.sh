@@ -4,10 +4,10 @@
 #
 #   training/vit_detector/run_gpu.sh OUT_DIR MINUTES    or: training/vit_detector/run_gpu.sh status
 #
-# See training/detector/run_gpu.sh for the environment it takes. With WORK of an earlier run of that
-# recipe, copy its folders exam, val and train, and render.done, here: rendering is then not repeated.
+# See training/detector/run_gpu.sh for the environment it takes, DATA and RENDERED above all: the
+# frames are those of the other recipes. Needs transformers, too.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export NAME=${NAME:-demo_vit} WORK=${WORK:-/tmp/vit_detector}
-export TRAIN_ARGS="--vit-width 192 --vit-depth 12 --rate 1e-3 ${TRAIN_ARGS:-}"
+export TRAIN_ARGS="--vit-width 192 --vit-depth 12 --rate 1e-3 --evaluate-every 400 ${TRAIN_ARGS:-}"
 exec bash training/detector/run_gpu.sh "$@"
