@@ -3,15 +3,16 @@
     python -m benchmarks.frames.soak --minutes 10 [--out docs/benchmarks/frames_cpu.json]
 
 Real processes over the shared_memory transport, 1080p frames at 30 Hz, a checksum over every byte
-of every frame. Five phases: readers attached but idle; reading; reading while readers are killed
-by SIGKILL; the same with the readers at a lower priority than the writer; the same while the writer
-is killed too. What must hold: no torn frame, no lease or descriptor left behind, ``write`` not
-slower for the killing.
+of every frame. Six phases: readers attached but idle; reading; reading while readers are killed by
+SIGKILL; idle and killed again with the writer's process at real-time priority, as a robot would
+give its camera; and killing of the writer too. What must hold: no torn frame, no lease or
+descriptor left behind, ``write`` not slower for the killing.
 
 On few cores the clock alone cannot tell waiting from starving: a reader that starts (Python and
 NumPy, half a second of CPU) takes the core from a writer that waits for nothing. Each phase
-therefore also has the CPU time of ``write`` and how often its thread slept (a lock) or was
-preempted (the scheduler), and one phase takes the scheduler's part away by priority.
+therefore also tells how the time of ``write`` divides, by the scheduler's own books: running,
+queued for a core, and blocked, which alone is waiting; and the real-time phases take the
+scheduler's part away. The clock's figure of the plain phases is told beside them.
 """
 
 from __future__ import annotations
@@ -33,13 +34,15 @@ from benchmarks.frames.frame_source import provenance
 
 READERS = 4
 PHASES = (
-    ("idle", 0.1),
-    ("undisturbed", 0.1),
+    ("idle", 0.08),
+    ("undisturbed", 0.07),
     ("readers_killed", 0.3),
-    ("nice_readers_killed", 0.3),
+    ("real_time_idle", 0.08),
+    ("real_time_readers_killed", 0.27),
     ("all_killed", 0.2),
 )
-NICE = 10
+REAL_TIME = {"real_time_idle", "real_time_readers_killed"}
+FIFO_PRIORITY = 10
 
 
 @dataclass
@@ -77,7 +80,6 @@ class Soak:
         self._random = random.Random(seed)
         self.tally = Tally()
         self._readers: list[subprocess.Popen[str]] = []
-        self._reader_nice = 0
         self.kills = {"reader": 0, "writer": 0}
         self.set_mode("idle")
         self.writer = self._start_writer()
@@ -91,11 +93,15 @@ class Soak:
         fresh.write_text(mode)
         fresh.replace(self._mode)
 
-    def be_nice(self) -> None:
-        """Lower the priority of these and all later readers."""
-        self._reader_nice = NICE
-        for reader in self._readers:
-            os.setpriority(os.PRIO_PROCESS, reader.pid, NICE)
+    def give_priority(self, *, real_time: bool) -> str:
+        """Schedule every thread of the writer by its deadline or as everybody; returns how."""
+        policy, priority = (os.SCHED_FIFO, FIFO_PRIORITY) if real_time else (os.SCHED_OTHER, 0)
+        try:
+            for thread in os.listdir(f"/proc/{self.writer.pid}/task"):
+                os.sched_setscheduler(int(thread), policy, os.sched_param(priority))
+        except PermissionError:
+            return "as everybody: real-time priority is not permitted here"
+        return f"SCHED_FIFO {priority}" if real_time else "as everybody"
 
     def ask_writer(self) -> dict[str, Any]:
         """Return the writer's statistics since the last question."""
@@ -157,7 +163,7 @@ class Soak:
 
     def _start_reader(self) -> None:
         place = (str(self._descriptor), str(self._mode))
-        reader = _start("soak_reader", *place, nice=self._reader_nice)
+        reader = _start("soak_reader", *place)
         self._readers.append(reader)
         listener = threading.Thread(target=self.tally.listen, args=(reader,), daemon=True)
         listener.start()
@@ -190,8 +196,8 @@ def run_soak(
         "leaks": leaks,
         "write_p99_ratio_killed_to_undisturbed": _ratio(killed, undisturbed),
         "write_p99_ratio_killed_to_idle": _ratio(killed, phases["idle"]),
-        "write_p99_ratio_nice_killed_to_idle": _ratio(
-            phases["nice_readers_killed"], phases["idle"]
+        "write_p99_ratio_real_time_killed_to_idle": _ratio(
+            phases["real_time_readers_killed"], phases["real_time_idle"]
         ),
         "write_cpu_p99_ratio_killed_to_idle": _ratio(killed, phases["idle"], "cpu_p99_ms"),
         "phases": phases,
@@ -212,19 +218,19 @@ def _run_phases(
         "idle": {},
         "undisturbed": {},
         "readers_killed": {"reader": reader_kill_s},
-        "nice_readers_killed": {"reader": reader_kill_s},
+        "real_time_idle": {},
+        "real_time_readers_killed": {"reader": reader_kill_s},
         "all_killed": {"reader": reader_kill_s, "writer": writer_kill_s},
     }
     time.sleep(1.0)  # let everybody attach
     phases: dict[str, Any] = {}
     before = soak.ask_writer()["open_files"]
     for name, share in PHASES:
-        soak.set_mode("idle" if name == "idle" else "read")
-        if name == "nice_readers_killed":
-            soak.be_nice()
+        soak.set_mode("idle" if name.endswith("idle") else "read")
+        scheduled = soak.give_priority(real_time=name in REAL_TIME)
         soak.run_phase(share * seconds, kills[name])
-        phases[name] = soak.ask_writer()
-        if name == "nice_readers_killed":
+        phases[name] = {**soak.ask_writer(), "scheduled": scheduled}
+        if name == "real_time_readers_killed":
             after = _settled(soak)["open_files"]
     soak.stop_readers()
     rest = _settled(soak)
@@ -247,9 +253,8 @@ def _shared_memory_files() -> set[str]:
     return {name for name in os.listdir("/dev/shm") if "edge" in name}
 
 
-def _start(module: str, *arguments: str, nice: int = 0) -> subprocess.Popen[str]:
-    command = ["nice", "-n", str(nice)] if nice else []
-    command += [sys.executable, "-m", f"benchmarks.frames.{module}", *arguments]
+def _start(module: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", f"benchmarks.frames.{module}", *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
 

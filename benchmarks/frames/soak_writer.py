@@ -23,27 +23,45 @@ PERIOD_S = 1 / 30
 
 @dataclass(frozen=True)
 class Effort:
-    """What a stretch of one thread's work took: time, CPU time, and why it did not run."""
+    """What a stretch of one thread's work took: time, CPU time, and why it did not run.
+
+    ``queued_ns`` is the time in which it could have run and another thread had the core. In what
+    remains of the time it was *blocked*: only that is waiting for somebody.
+    """
 
     wall_ns: int
     cpu_ns: int
+    queued_ns: int
     sleeps: int
     preemptions: int
 
-    @classmethod
-    def now(cls) -> Effort:
-        """Read the clocks of the calling thread."""
-        usage = resource.getrusage(resource.RUSAGE_THREAD)
-        return cls(time.perf_counter_ns(), time.thread_time_ns(), usage.ru_nvcsw, usage.ru_nivcsw)
+    @property
+    def blocked_ns(self) -> int:
+        """Time spent waiting for anything; the clocks' own 10 us or so included."""
+        return max(0, self.wall_ns - self.cpu_ns - self.queued_ns)
 
-    def since(self, begin: Effort) -> Effort:
-        """Return what was added since ``begin``."""
-        return Effort(
-            self.wall_ns - begin.wall_ns,
-            self.cpu_ns - begin.cpu_ns,
-            self.sleeps - begin.sleeps,
-            self.preemptions - begin.preemptions,
-        )
+
+class Clocks:
+    """Those of the calling thread. A stretch is from ``start`` to ``stop``."""
+
+    def __init__(self) -> None:
+        self._schedstat = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+        self._begin = (0, 0, 0, 0, 0)
+
+    def start(self) -> None:
+        """Begin a stretch; the wall clock is read first here, and last in ``stop``."""
+        self._begin = (time.perf_counter_ns(), *self._read())
+
+    def stop(self) -> Effort:
+        """End it."""
+        rest = self._read()
+        end = (time.perf_counter_ns(), *rest)
+        return Effort(*(after - before for after, before in zip(end, self._begin, strict=True)))
+
+    def _read(self) -> tuple[int, int, int, int]:
+        queued_ns = int(os.pread(self._schedstat, 128, 0).split()[1])
+        usage = resource.getrusage(resource.RUSAGE_THREAD)
+        return time.thread_time_ns(), queued_ns, usage.ru_nvcsw, usage.ru_nivcsw
 
 
 class Writer:
@@ -58,6 +76,7 @@ class Writer:
     def write_for_ever(self) -> None:
         """Write at a steady rate until the process ends."""
         frames = [random_frame(seed) for seed in range(4)]
+        clocks = Clocks()
         due = time.monotonic()
         sequence = 0
         while True:
@@ -65,9 +84,9 @@ class Writer:
             frame = frames[sequence % len(frames)]
             seal(frame, sequence)
             described = info(sequence)
-            began = Effort.now()
+            clocks.start()
             self.ring.write(frame, described)
-            self._efforts.append(Effort.now().since(began))
+            self._efforts.append(clocks.stop())
             self._attempted = sequence
             due += PERIOD_S
             time.sleep(max(0.0, due - time.monotonic()))
@@ -91,6 +110,8 @@ def _figures(efforts: list[Effort]) -> dict[str, Any]:
     return {
         **percentiles([effort.wall_ns / 1e6 for effort in efforts]),
         "cpu_p99_ms": percentiles([effort.cpu_ns / 1e6 for effort in efforts])["p99_ms"],
+        "queued_p99_ms": percentiles([effort.queued_ns / 1e6 for effort in efforts])["p99_ms"],
+        "blocked": percentiles([effort.blocked_ns / 1e6 for effort in efforts]),
         "slept": sum(effort.sleeps > 0 for effort in efforts),
         "preempted": sum(effort.preemptions > 0 for effort in efforts),
     }
