@@ -264,7 +264,7 @@ class VlmNode(ManagedNode):
             return None
         with lease:
             info = lease.info
-            pixels_rgb = to_rgb(lease.pixels, info.format)
+            pixels_rgb = to_rgb(lease.to_host(), info.format)
         return Picture(pixels_rgb, info.stamp_ns, info.frame_id, info.receive_ns)
 
     def _look_around(self) -> None:
