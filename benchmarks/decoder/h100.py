@@ -208,6 +208,7 @@ def main() -> None:
     options = parser.parse_args()
     ends = time.monotonic() + options.seconds
     results = Results(options.out)
+    results.stamp()
     stream = Stream(get_device())
     bench = Bench(results, gpu_operators(), stream)
     results.figures["copy_bandwidth_gb_s"] = copy_bandwidth_gb_s()

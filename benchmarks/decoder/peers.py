@@ -241,6 +241,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600.0)
     options = parser.parse_args()
     results = Results(options.out)
+    results.stamp()
     results.figures["peers_not_available"] = NOT_AVAILABLE
     peers = Peers(results, time.monotonic() + options.seconds)
     for shape in options.only:

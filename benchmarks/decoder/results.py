@@ -2,10 +2,15 @@
 
 Two scripts write it (``h100`` and ``peers``), in one run on one machine; each begins with what is
 there. ``models`` has a row a name of the table, and rows of the same shape hold the same figures.
+The figures of single kernels come from a third, and are put beside them:
+
+    python -m benchmarks.decoder.results docs/benchmarks/decode_h100.json \
+        --kernels docs/benchmarks/decoder_kernels_h100.json
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -44,6 +49,9 @@ class Results:
             self.figures = json.loads(path.read_text())
         self.figures.setdefault("shapes", {})
         self.figures.setdefault("peers", {})
+
+    def stamp(self) -> None:
+        """Say what is measured here, on what and when."""
         self.figures |= {
             "what": "batch-1 decode of true architectures with random weights, by CUDA events",
             "machine": describe_machine(),
@@ -110,3 +118,18 @@ def fp16_of_peers(shape: str, figures: dict[str, Any]) -> list[dict[str, float]]
         for peer in figures["peers"].values()
         if peer.get("precision") == "fp16" and shape in peer.get("ms", {})
     ]
+
+
+def main() -> None:
+    """Put the figures of single kernels beside those of models."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("figures", type=Path)
+    parser.add_argument("--kernels", type=Path, required=True)
+    options = parser.parse_args()
+    results = Results(options.figures)
+    results.figures["kernels"] = json.loads(options.kernels.read_text())["kernels"]
+    results.write()
+
+
+if __name__ == "__main__":
+    main()
