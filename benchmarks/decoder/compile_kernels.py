@@ -20,7 +20,7 @@ from pathlib import Path
 from edge_perception.core.machine import describe_code, describe_machine, utc_now
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_87", "sm_90")
-SOURCES = ("attention.cu", "embedding.cu", "linear.cu", "sampling.cu")
+SOURCES = ("attention.cu", "embedding.cu", "linear.cu", "prefill.cu", "sampling.cu")
 
 _ENTRY = re.compile(
     r"entry function '(?P<kernel>\w+)'.*?"
@@ -66,7 +66,8 @@ def compiled(source: str, arch: str, nvcc: str) -> list[dict[str, object]]:
     with tempfile.TemporaryDirectory() as scratch:
         command = [
             *(nvcc, "-std=c++17", f"-arch={arch}", "-cubin", "-Xptxas", "-v"),
-            *("-include", str(folder / "ptx.cuh"), str(folder / source)),
+            *("-include", str(folder / "ptx.cuh"), "-include", str(folder / "weights.cuh")),
+            str(folder / source),
             *("-o", f"{scratch}/kernels.cubin"),
         ]
         told = subprocess.run(command, capture_output=True, text=True)

@@ -21,9 +21,16 @@ class Kernel:
     def __init__(self, name: str, function: Any) -> None:
         self.name = name
         self._function = function
+        self._shared_limit = 48 * 1024
 
     def launch(
-        self, grid: Grid, block: Grid, stream: int, *arguments: Any, shared_bytes: int = 0
+        self,
+        grid: Grid,
+        block: Grid,
+        stream: int,
+        *arguments: Any,
+        shared_bytes: int = 0,
+        overlapping: bool = False,
     ) -> None:
         """Queue the kernel on a stream.
 
@@ -33,16 +40,49 @@ class Kernel:
             stream: handle.
             arguments: ``ctypes`` values laid out exactly as the kernel's parameters; they are
                 copied before this returns.
-            shared_bytes: dynamic shared memory of a block, up to 48 KiB.
+            shared_bytes: dynamic shared memory of a block, up to what the GPU has (99 KiB or more).
+            overlapping: the kernel may start while the one before it on the stream still runs
+                ("programmatic dependent launch", from Hopper on); it waits for it by itself.
 
         Raises:
             CudaError: the launch was refused, or an earlier failure was sticky.
         """
         addresses = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
-        result = driver.cuLaunchKernel(
-            self._function, *grid, *block, shared_bytes, stream, ctypes.addressof(addresses), 0
-        )
+        where = ctypes.addressof(addresses)
+        self._allow_shared(shared_bytes)
+        if overlapping:
+            config = _overlapping_launch(grid, block, stream, shared_bytes)
+            result = driver.cuLaunchKernelEx(config, self._function, where, 0)
+        else:
+            result = driver.cuLaunchKernel(
+                self._function, *grid, *block, shared_bytes, stream, where, 0
+            )
         checked(result, f"launching {self.name}")
+
+    def _allow_shared(self, shared_bytes: int) -> None:
+        """Beyond 48 KiB of shared memory a kernel has to be told once."""
+        if shared_bytes <= self._shared_limit:
+            return
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        result = driver.cuFuncSetAttribute(self._function, attribute, shared_bytes)
+        checked(result, f"giving {self.name} {shared_bytes} bytes of shared memory")
+        self._shared_limit = shared_bytes
+
+
+def _overlapping_launch(
+    grid: Grid, block: Grid, stream: int, shared_bytes: int
+) -> driver.CUlaunchConfig:
+    attribute = driver.CUlaunchAttribute()
+    which = driver.CUlaunchAttributeID
+    attribute.id = which.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value.programmaticStreamSerializationAllowed = 1
+    config = driver.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = grid
+    config.blockDimX, config.blockDimY, config.blockDimZ = block
+    config.sharedMemBytes = shared_bytes
+    config.hStream = driver.CUstream(stream)
+    config.attrs, config.numAttrs = [attribute], 1
+    return config
 
 
 class KernelModule:

@@ -1,4 +1,4 @@
-"""The parameter structures of ``vlm/kernels``, field by field, and how tensors fill them.
+"""What kernels of ``vlm/kernels`` are launched with: their parameters, field by field.
 
 A structure holds addresses only: whoever fills it keeps the tensors alive until the launch is done.
 """
@@ -6,6 +6,7 @@ A structure holds addresses only: whoever fills it keeps the tensors alive until
 from __future__ import annotations
 
 from ctypes import Structure, c_float, c_int, c_ulonglong, c_void_p
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -14,6 +15,18 @@ from edge_perception.vlm.operators import HeadLayout, RotaryTable
 from edge_perception.vlm.packed_linear import PackedWeight
 from edge_perception.vlm.sampling import Sampling
 from edge_perception.vlm.weights import FloatWeight
+
+
+Grid = tuple[int, int, int]
+
+
+class Launcher(Protocol):
+    """Runs kernels of ``vlm/kernels`` on the device where their tensors are."""
+
+    def launch(
+        self, source: str, kernel: str, grid: Grid, threads: int, shared_bytes: int, *arguments: Any
+    ) -> None:
+        """Queue a kernel; ``arguments`` are ctypes values as its parameters are laid out."""
 
 
 def address(tensor: Tensor | None) -> int | None:
@@ -57,6 +70,12 @@ class Inputs(Structure):
         ("norm_eps", c_float),
         ("rows", c_int),
     ]
+
+
+class Split(Structure):
+    """prefill.cu: what blocks that share a tile hand each other."""
+
+    _fields_ = [("parts", c_void_p), ("arrived", c_void_p)]
 
 
 class Table(Structure):

@@ -19,21 +19,33 @@ from cuda.bindings import nvrtc
 
 from edge_perception.gpu.cuda import get_device
 from edge_perception.gpu.kernel_module import Kernel, KernelModule, compile_text
-from edge_perception.vlm.kernel_operators import Grid
+from edge_perception.vlm.kernel_arguments import Grid
 
 
 class GpuLauncher:
-    """A ``Launcher`` for one GPU; kernels are queued, nothing synchronises."""
+    """A ``Launcher`` for one GPU; kernels are queued, nothing synchronises.
+
+    From Hopper on a kernel may start before the one ahead of it has ended (``ptx.cuh``); in a
+    chain of short kernels, which decoding is, their starts then cost next to nothing.
+    """
 
     def __init__(self, ordinal: int = 0) -> None:
         self._ordinal = ordinal
+        self._overlapping = get_device(ordinal).compute_capability >= (9, 0)
 
     def launch(
         self, source: str, kernel: str, grid: Grid, threads: int, shared_bytes: int, *arguments: Any
     ) -> None:
         stream = torch.cuda.current_stream(self._ordinal).cuda_stream
         found = load_kernel(source, kernel, self._ordinal)
-        found.launch(grid, (threads, 1, 1), stream, *arguments, shared_bytes=shared_bytes)
+        found.launch(
+            grid,
+            (threads, 1, 1),
+            stream,
+            *arguments,
+            shared_bytes=shared_bytes,
+            overlapping=self._overlapping,
+        )
 
 
 @cache
@@ -64,9 +76,9 @@ def cached_cubin(source: str, architecture: str, folder: Path) -> bytes:
 
 
 def read_source(source: str) -> str:
-    """A source of ``vlm/kernels`` behind ``ptx.cuh``."""
+    """A source of ``vlm/kernels`` behind what all of them share."""
     folder = resources.files("edge_perception.vlm") / "kernels"
-    return (folder / "ptx.cuh").read_text() + (folder / source).read_text()
+    return "".join((folder / name).read_text() for name in ("ptx.cuh", "weights.cuh", source))
 
 
 def cache_folder() -> Path:

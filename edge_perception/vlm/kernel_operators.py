@@ -1,15 +1,15 @@
-"""The operators by the kernels of ``vlm/kernels``, for 1 to 8 rows in fp16.
+"""The operators by the kernels of ``vlm/kernels``, in fp16: a step's here, a prompt's beside it.
 
-What the kernels do not take (more rows: a prefill's; bfloat16 scales; odd widths) goes to torch,
-and always the same way for the same weight, whatever the number of rows up to 8: rows keep their
-bits. How a kernel is launched is the launcher's: on a GPU it queues, in tests it runs the same
+What the kernels do not take (bfloat16 scales; odd widths) goes to torch, and always the same way
+for the same weight, whatever the number of rows up to 8: rows keep their bits. More than 8 rows are
+a prompt's (``kernel_prefill.py``); their ``Span.bound`` must be first + rows. How a kernel is launched is the launcher's: on a GPU it queues, in tests it runs the same
 sources on the CPU.
 """
 
 from __future__ import annotations
 
 from ctypes import c_float, c_int, c_void_p
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +17,10 @@ from torch import Tensor
 from edge_perception.errors import DecodingError
 from edge_perception.vlm.kernel_arguments import (
     Cache,
+    Grid,
     Heads,
     Inputs,
+    Launcher,
     Matrix,
     Rotation,
     Settings,
@@ -26,14 +28,13 @@ from edge_perception.vlm.kernel_arguments import (
     Workspace,
     address,
 )
+from edge_perception.vlm.kernel_prefill import Prefill
 from edge_perception.vlm.kv_cache import FloatKvLayer, Int8KvLayer, KvLayer
 from edge_perception.vlm.operators import SAME_ORDER_ROWS, HeadLayout, RotaryTable, Span
 from edge_perception.vlm.packed_linear import PackedWeight
 from edge_perception.vlm.sampling import Sampling
 from edge_perception.vlm.torch_operators import TorchOperators
 from edge_perception.vlm.weights import FloatWeight, LinearWeight
-
-Grid = tuple[int, int, int]
 
 _CHANNELS = 16  # of the result, a block of linear.cu
 _LINEAR_THREADS = 256
@@ -45,16 +46,8 @@ _MAX_HEAD = 256  # channels
 _MAX_GROUP = 8  # query heads that share a key-value head
 _MAX_KV_HEADS = 256
 _SAMPLE_THREADS = 256
+_BEST_BLOCKS = 64
 _VALUES = 65536
-
-
-class Launcher(Protocol):
-    """Runs kernels of ``vlm/kernels`` on the device where their tensors are."""
-
-    def launch(
-        self, source: str, kernel: str, grid: Grid, threads: int, shared_bytes: int, *arguments: Any
-    ) -> None:
-        """Queue a kernel; ``arguments`` are ctypes values as its parameters are laid out."""
 
 
 class KernelOperators:
@@ -67,6 +60,7 @@ class KernelOperators:
         self._launcher = launcher
         self._device = torch.device(device)
         self._torch = TorchOperators()
+        self._prefill = Prefill(launcher, self._device, _processors(self._device))
         self._arrived = torch.zeros(
             SAME_ORDER_ROWS * _MAX_KV_HEADS, dtype=torch.int32, device=self._device
         )
@@ -114,18 +108,39 @@ class KernelOperators:
         group = layout.query_heads // layout.kv_heads
         fits = layout.head_dim % 8 == 0 and layout.head_dim <= _MAX_HEAD
         fits = fits and group <= _MAX_GROUP and layout.kv_heads <= _MAX_KV_HEADS
-        if not fits or span.rows > SAME_ORDER_ROWS or qkv.dtype != torch.float16:
+        many = span.rows > SAME_ORDER_ROWS
+        if many and layout.window is not None and layout.window < span.bound:
+            fits = False
+        if not fits or qkv.dtype != torch.float16:
             return self._torch.attend(qkv, layout, rotary, positions, cache, span)
         assert isinstance(cache, (FloatKvLayer, Int8KvLayer))
-        return self._attend(qkv.contiguous(), layout, rotary, positions.contiguous(), cache, span)
+        run = self._prefill.attend if many else self._attend
+        return run(qkv.contiguous(), layout, rotary, positions.contiguous(), cache, span)
 
     def sample(self, logits: Tensor, sampling: Sampling, slots: Tensor) -> Tensor:
-        rows, words = logits.shape
+        rows = len(logits)
         if logits.dtype != torch.float16 or rows > SAME_ORDER_ROWS:
             return self._torch.sample(logits, sampling, slots)
-        self._set(sampling)
         logits = logits.contiguous()
         tokens = torch.empty(rows, dtype=torch.int64, device=self._device)
+        if sampling.temperature == 0.0:
+            self._choose_best(logits, tokens)
+        else:
+            self._set(sampling)
+            self._draw(logits, slots, tokens)
+        return tokens
+
+    def _choose_best(self, logits: Tensor, tokens: Tensor) -> None:
+        rows, words = logits.shape
+        blocks = min(_BEST_BLOCKS, -(-words // (8 * _SAMPLE_THREADS)))
+        best = torch.empty(rows, blocks, dtype=torch.int64, device=self._device)
+        self._sampling_step(
+            "choose_best", (blocks, rows, 1), _pointer(logits), c_int(words), _pointer(best),
+            _pointer(self._arrived), _pointer(tokens),
+        )  # fmt: skip
+
+    def _draw(self, logits: Tensor, slots: Tensor, tokens: Tensor) -> None:
+        rows, words = logits.shape
         where, counts = _pointer(logits), _pointer(self._counts)
         settings, choices = _pointer(self._settings), _pointer(self._choices)
         blocks = min(64, -(-words // _SAMPLE_THREADS))
@@ -134,7 +149,6 @@ class KernelOperators:
         self._sampling_step(
             "find_word", (rows, 1, 1), where, c_int(words), choices, counts, _pointer(tokens)
         )
-        return tokens
 
     def _sampling_step(self, kernel: str, grid: Grid, *arguments: Any) -> None:
         self._launcher.launch("sampling.cu", kernel, grid, _SAMPLE_THREADS, 0, *arguments)
@@ -158,6 +172,11 @@ class KernelOperators:
     ) -> Tensor:
         assert isinstance(weight, (FloatWeight, PackedWeight))
         inputs = inputs.contiguous()
+        if len(inputs) > SAME_ORDER_ROWS:
+            if norm is not None:
+                inputs = self._normalise(inputs, norm, eps)
+            gated = what == "gate_up"
+            return self._prefill.multiply(inputs, weight, residual=residual, gated=gated)
         order = weight.input_order if isinstance(weight, PackedWeight) else None
         if norm is not None and (inputs.nbytes > _NORM_BYTES or order is not None):
             inputs, norm = self._normalise(inputs, norm, eps), None
@@ -210,6 +229,13 @@ class KernelOperators:
         return out
 
 
+def _processors(device: torch.device) -> int:
+    """The GPU's multiprocessors; few where kernels are run otherwise."""
+    if device.type != "cuda":
+        return 4
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
 def _pointer(tensor: Tensor) -> c_void_p:
     return c_void_p(address(tensor))
 
@@ -238,7 +264,7 @@ def _is_half(weight: LinearWeight) -> bool:
 
 
 def _is_taken(inputs: Tensor, weight: LinearWeight) -> bool:
-    """Whether linear.cu takes this product; of the rows, only whether they are more than 8."""
+    """Whether the kernels take this product: the same for any number of rows."""
     if inputs.dtype != torch.float16:
         raise DecodingError(
             "activations of another type than the kernels compute in",
@@ -246,5 +272,4 @@ def _is_taken(inputs: Tensor, weight: LinearWeight) -> bool:
             got=inputs.dtype,
             mend="Load the model with dtype=torch.float16.",
         )
-    few = inputs.shape[0] <= SAME_ORDER_ROWS
-    return few and _is_half(weight) and weight.in_features % 32 == 0
+    return _is_half(weight) and weight.in_features % 32 == 0

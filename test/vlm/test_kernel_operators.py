@@ -12,10 +12,11 @@ from tiny_decoders import pack_model, round_to_grid, tiny_model
 
 from edge_perception.core.language_model import read_shape
 from edge_perception.errors import DecodingError
+from edge_perception.vlm import kernel_prefill
 from edge_perception.vlm.decoder import Decoder
 from edge_perception.vlm.kv_cache import Int8KvLayer, KvCache
 from edge_perception.vlm.language_model import Prompt
-from edge_perception.vlm.operators import HeadLayout, RotaryTable, Span
+from edge_perception.vlm.operators import SAME_ORDER_ROWS, HeadLayout, RotaryTable, Span
 from edge_perception.vlm.packed_linear import PackedWeight
 from edge_perception.vlm.sampling import GREEDY, Sampling, choose_tokens
 from edge_perception.vlm.torch_operators import TorchOperators
@@ -106,6 +107,45 @@ def test_weights_in_groups_of_128_are_not_rounded(kernels) -> None:
     assert torch.equal(got, weight.dequantize()[:, columns].T.half())
 
 
+MANY = [
+    ("w4", 128, 512, 128, 24, "tiles split among blocks, rows fewer than a tile"),
+    ("w4", 144, 160, 32, 130, "a second tile of channels, of rows and of columns, hardly begun"),
+    ("w4", 32, 576, 576, 9, "per channel; half a step at the end"),
+    ("w8", 48, 640, 64, 12, "8 bits: dequantised"),
+    ("f16", 48, 160, 0, 12, "float"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels", "columns", "group", "rows", "reason"), MANY, ids=[r[5] for r in MANY]
+)
+def test_products_of_many_rows_agree_with_the_oracle(
+    kernels, kind: str, channels: int, columns: int, group: int, rows: int, reason: str
+) -> None:
+    weight = weight_of(kind, channels, columns, group)
+    x, norm = halves(rows, columns, seed=2), halves(columns, seed=3)
+    residual = halves(rows, channels, seed=4)
+    gated = kernels.norm_gate_up(x, norm, 1e-5, weight)
+    added = kernels.linear_add(x, weight, residual)
+    torch.testing.assert_close(
+        gated.float(), ORACLE.norm_gate_up(x.float(), norm.float(), 1e-5, wide(weight)),
+        rtol=6e-3, atol=6e-3,
+    )  # fmt: skip
+    torch.testing.assert_close(
+        added.float(), ORACLE.linear_add(x.float(), wide(weight), residual.float()),
+        rtol=6e-3, atol=6e-3,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "group"), [("w4", 32), ("w4", 96), ("w8", 64)])
+def test_dequantising_slices_gives_the_weight(kernels, monkeypatch, kind: str, group: int) -> None:
+    monkeypatch.setattr(kernel_prefill, "FUSED_ROWS", 0)
+    monkeypatch.setattr(kernel_prefill, "SLICE_BYTES", 2 * 192 * 16)
+    weight = replace(weight_of(kind, 40, 192, group), bias=None)
+    got = kernels.linear_add(torch.eye(192).half(), weight, torch.zeros(192, 40).half())
+    assert torch.equal(got, weight.dequantize(torch.float16).T)
+
+
 def test_inputs_are_gathered_by_the_stored_order(kernels) -> None:
     order = torch.randperm(128, generator=torch.Generator().manual_seed(0))
     weight = replace(weight_of("w4", 16, 128, 128), input_order=order)
@@ -120,7 +160,7 @@ def test_what_no_kernel_takes_goes_to_torch(kernels) -> None:
     stacked = StackedWeight((small, weight_of("f16", 16, 128)))
     odd = replace(small, scales=small.scales.bfloat16())
     launched = len(kernels._launcher.launched)
-    for rows, weight in ((9, small), (1, stacked), (1, odd)):
+    for rows, weight in ((9, stacked), (1, stacked), (1, odd)):
         x, residual = halves(rows, 128, seed=2), torch.zeros(rows, weight.out_features).half()
         assert torch.equal(
             kernels.linear_add(x, weight, residual), ORACLE.linear_add(x, weight, residual)
@@ -169,6 +209,9 @@ CASES = [
     Case("INT8 over chunks", kv_format="int8", first=300, capacity=400, head_dim=32),
     Case("a head that is no power of two", head_dim=96),
     Case("three axes of positions", axes=3, rows=3),
+    Case("a prompt from the start", first=0, rows=12, query_heads=4, kv_heads=2, norms=True),
+    Case("a prompt's second chunk, INT8", first=9, rows=11, kv_format="int8", head_dim=32),
+    Case("a prompt longer than the window", window=6, rows=10),
 ]
 
 
@@ -207,7 +250,8 @@ def arguments_of(case: Case) -> tuple[Any, HeadLayout, RotaryTable, Any, Span]:
         positions = torch.stack((positions, positions // 2, positions + 3))
     channels = (case.query_heads + 2 * case.kv_heads) * case.head_dim
     table = RotaryTable(angles.cos(), angles.sin(), axes)
-    span = Span(torch.tensor([case.first]), case.rows, case.capacity)
+    bound = case.capacity if case.rows <= SAME_ORDER_ROWS else case.first + case.rows
+    span = Span(torch.tensor([case.first]), case.rows, bound)
     return halves(case.rows, channels, seed=2), layout, table, positions, span
 
 
@@ -249,7 +293,7 @@ SAMPLINGS = [
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
-@pytest.mark.parametrize("words", [37, 1500])
+@pytest.mark.parametrize("words", [37, 1500, 2200])
 def test_sampled_tokens_are_those_of_the_definition(kernels, sampling, words: int) -> None:
     logits, slots = 3 * halves(8, words), torch.arange(8) + 100
     wanted = choose_tokens(logits.float(), sampling, slots)

@@ -206,6 +206,36 @@ __device__ __forceinline__ void prepare(const Heads& heads, const Rotation& turn
   }
 }
 
+// For many rows: writes their keys and values to the cache and hands out their rotated queries,
+// [rows, query_heads, head_dim]. Grid: ((query_heads + 2 kv_heads) / kWarps, rows); a warp a head.
+extern "C" __global__ void __launch_bounds__(kThreads)
+place_rows(Heads heads, Rotation turn, Cache cache, const half_bits* qkv, half_bits* queries) {
+  __shared__ float turning[kWarps][kMaxHead];
+  start_next_kernel();
+  wait_for_last_kernel();
+  const int warp = threadIdx.x / 32, head = blockIdx.x * kWarps + warp, row = blockIdx.y;
+  const int channels = heads.head_dim, all = heads.query_heads + 2 * heads.kv_heads;
+  if (head >= all) return;
+  const bool is_query = head < heads.query_heads;
+  const bool is_value = head >= heads.query_heads + heads.kv_heads;
+  Vector v = load_vector(qkv + ((long long)row * all + head) * channels, channels);
+  const half_bits* norm = is_query ? turn.query_norm : turn.key_norm;
+  if (norm && !is_value) norm_head(v, channels, norm, heads.norm_eps);
+  if (!is_value) rotate(v, heads, turn, row, turning[warp]);
+  if (is_query) {
+    store(v, channels, queries + ((long long)row * heads.query_heads + head) * channels);
+    return;
+  }
+  const int kv_head = head - heads.query_heads - (is_value ? heads.kv_heads : 0);
+  const long long slot = (long long)kv_head * heads.capacity + *turn.first + row;
+  void* memory = is_value ? cache.values : cache.keys;
+  if (cache.key_scales)
+    store(v, channels, (signed char*)memory + slot * channels,
+          (is_value ? cache.value_scales : cache.key_scales) + slot);
+  else
+    store(v, channels, (half_bits*)memory + slot * channels);
+}
+
 // A piece of a slot in the cache, nothing where the slot is unseen, new or beyond the channels.
 template <bool kInt8>
 __device__ __forceinline__ Piece<kInt8> load_piece(const void* memory, const Heads& heads,

@@ -9,6 +9,8 @@ struct Table {
 
 // Grid: (rows); any number of threads.
 extern "C" __global__ void embed(Table table, const long long* tokens, half_bits* out) {
+  start_next_kernel();
+  wait_for_last_kernel();
   const long long word = tokens[blockIdx.x], row = (long long)blockIdx.x * table.columns;
   for (int k = threadIdx.x; k < table.columns; k += blockDim.x) {
     const long long at = word * table.columns + k;

@@ -30,97 +30,6 @@ constexpr int kRows = 8;       // of x, at most
 constexpr int kAhead = 4;      // tiles a warp has on their way
 constexpr int kPadding = 8;    // halves between normed rows: they lie in different banks
 
-template <int kBits> constexpr int kLaneColumns = 128 / kBits;  // of a channel, in 16 bytes
-template <int kBits> constexpr int kTile = 4 * kLaneColumns<kBits>;  // k, a warp at a time
-
-// Mirrored field by field by whoever launches. Codes as in docs/adr/0005-packed-layout.md, or fp16.
-struct Matrix {
-  const uint8* codes;
-  const half_bits* scales;
-  const uint8* zeros;
-  const half_bits* bias;  // or null
-  int channels, columns, group_size, reserved;
-};
-
-struct Inputs {
-  const half_bits* x;         // [rows, columns]
-  const half_bits* norm;      // RMSNorm's weight [columns], or null: x as it is
-  const half_bits* residual;  // [rows, channels], added to y; or null
-  half_bits* y;               // [rows, channels]; of gate and up: [rows, channels / 2]
-  float norm_eps;
-  int rows;
-};
-
-// What a lane holds of a tile: codes of two channels, and their groups' zero points and scales.
-struct Tile {
-  Bytes16 codes[2];
-  unsigned zero[2];
-  half_bits scale[2];
-};
-
-// Where a lane's two channels lie.
-struct Channels {
-  const uint8* codes[2];
-  const half_bits* scales[2];
-  const uint8* zeros[2];
-};
-
-template <int kBits>
-__device__ __forceinline__ Channels find_channels(const Matrix& w, int first, int last) {
-  Channels c = {};
-  const int groups = kBits == 16 ? 0 : w.columns / w.group_size;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const long long channel = min(first + 8 * half, last);
-    c.codes[half] = w.codes + channel * w.columns * kBits / 8;
-    c.scales[half] = w.scales + channel * groups;
-    c.zeros[half] = w.zeros + channel * groups;
-  }
-  return c;
-}
-
-// ``per_group``: 2^32 / group_size, rounded up; exact for what is below 65536. Beyond the columns
-// the tile keeps what it holds, which x = 0 multiplies.
-template <int kBits>
-__device__ __forceinline__ void load_tile(Tile& tile, const Channels& from, int column, int columns,
-                                          unsigned per_group) {
-  if (column >= columns) return;
-  const unsigned group = __umulhi(column, per_group);
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    tile.codes[half] = load_once(from.codes[half] + column * kBits / 8);
-    if (kBits == 16) continue;
-    tile.zero[half] = from.zeros[half][group];
-    tile.scale[half] = from.scales[half][group];
-  }
-}
-
-// Pair i of a lane's codes as a half2: 1024 + code, of 4 bits 64 + code where i is odd.
-template <int kBits> __device__ __forceinline__ unsigned pair_at(const Bytes16& codes, int i) {
-  if (kBits == 4) {
-    const unsigned word = codes.word[i / 4] >> i % 4 / 2 * 8;
-    return i % 2 ? keep_and_set<0x00f000f0, 0x54005400>(word)
-                 : keep_and_set<0x000f000f, 0x64006400>(word);
-  }
-  if (kBits == 8) return __byte_perm(codes.word[i / 2], 0x64646464u, i % 2 ? 0x4342 : 0x4140);
-  return codes.word[i];
-}
-
-// What ``pair_at`` adds to a code, and the zero point, as a half2; ``sign``: 0x80008000 or 0.
-template <int kBits>
-__device__ __forceinline__ unsigned offset_at(unsigned zero, int i, unsigned sign) {
-  if (kBits == 4 && i % 2) return zero * 0x00100010u + (0x54005400u | sign);
-  return zero * 0x00010001u + (0x64006400u | sign);
-}
-
-template <int kBits, bool kWholeTiles>
-__device__ __forceinline__ unsigned weight_pair(const Tile& tile, int half, int i) {
-  const unsigned pair = pair_at<kBits>(tile.codes[half], i);
-  if (kBits == 16 || kWholeTiles) return pair;
-  const unsigned code = subtract_pairs(pair, offset_at<kBits>(tile.zero[half], i, 0));
-  return multiply_pairs(code, pair_of(tile.scale[half]));
-}
-
 // 16 channels by a tile's columns, into a warp's sums; two chains of products, to wait less.
 template <int kBits, bool kWholeTiles>
 __device__ __forceinline__ void add_tile(float (&sums)[4], const Tile& tile,
@@ -146,10 +55,6 @@ __device__ __forceinline__ void add_tile(float (&sums)[4], const Tile& tile,
     const float sum = chain[0][i] + chain[1][i];
     sums[i] += kOffset ? to_float(tile.scale[i / 2]) * sum : sum;
   }
-}
-
-__device__ __forceinline__ float half_at(const Bytes16& bytes, int i) {
-  return to_float(bytes.word[i / 2] >> 16 * (i % 2) & 0xffff);
 }
 
 // RMSNorm of rows by a whole block, rounded where the oracle rounds; a row's sum has one order.

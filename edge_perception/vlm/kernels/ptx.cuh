@@ -30,6 +30,12 @@ __device__ __forceinline__ unsigned subtract_pairs(unsigned a, unsigned b) {
   return difference;
 }
 
+__device__ __forceinline__ unsigned add_pairs(unsigned a, unsigned b) {
+  unsigned sum;
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
+  return sum;
+}
+
 __device__ __forceinline__ unsigned multiply_pairs(unsigned a, unsigned b) {
   unsigned product;
   asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
@@ -50,6 +56,20 @@ __device__ __forceinline__ Bytes16 load_once(const void* at) {
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(b.word[0]), "=r"(b.word[1]), "=r"(b.word[2]), "=r"(b.word[3]) : "l"(at));
   return b;
+}
+
+// 16 bytes from global to shared memory behind the thread's back, or zeros. Copies between two
+// ``end_copies`` are a group; ``wait_for_copies<n>`` waits for all but the n youngest groups.
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool wanted) {
+  const unsigned shared = (unsigned)__cvta_generic_to_shared(to);
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               :: "r"(shared), "l"(from), "r"(wanted ? 16 : 0) : "memory");
+}
+
+__device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int kLeft> __device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" :: "n"(kLeft) : "memory");
 }
 
 // d[16 x 8] += a[16 x 16] b[16 x 8], fp16 with fp32 sums, over a warp. With row = lane / 4 and

@@ -7,6 +7,9 @@
 // Counting is exact whatever the order of the atomics, so the same logits give the same token in
 // every run. `find` also clears the histogram for the next step.
 //
+// Greedy decoding needs none of this: `choose_best` is one launch, each block finds the best word of
+// its part and the last block to finish the best of all.
+//
 // The uniform number is splitmix64 of seed and slot. Settings lie in device memory: a captured
 // graph obeys new ones. A logit that is not a number ranks above all others and is chosen.
 
@@ -43,9 +46,65 @@ __device__ __forceinline__ float uniform_at(unsigned long long seed, long long s
   return (float)((state ^ state >> 31) >> 40) * 0x1p-24f;
 }
 
+// Rank and id in one number: the smallest is the best word, of equal ones the first.
+__device__ __forceinline__ unsigned long long key_of(half_bits logit, int word) {
+  return (unsigned long long)rank_of(logit) << 32 | (unsigned)word;
+}
+
+__device__ __forceinline__ unsigned long long smallest_of_block(unsigned long long key) {
+  __shared__ unsigned long long keys[kSampleThreads];
+  keys[threadIdx.x] = key;
+  for (int half = kSampleThreads / 2; half; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half)
+      keys[threadIdx.x] = min(keys[threadIdx.x], keys[threadIdx.x + half]);
+  }
+  __syncthreads();
+  return keys[0];
+}
+
+// Grid: (blocks, rows), at most kSampleThreads blocks. ``best``: [rows, blocks]; ``arrived``: [rows],
+// zero between launches.
+extern "C" __global__ void __launch_bounds__(kSampleThreads)
+choose_best(const half_bits* logits, int words, unsigned long long* best, int* arrived,
+            long long* tokens) {
+  __shared__ int arrivals;
+  start_next_kernel();
+  wait_for_last_kernel();
+  const int row = blockIdx.y, blocks = gridDim.x;
+  const half_bits* mine = logits + (long long)row * words;
+  unsigned long long key = ~0ull;
+  const int octets = words % 8 ? 0 : words / 8;  // rows lie on 16 bytes only where 8 divides them
+  const int start = blockIdx.x * kSampleThreads + threadIdx.x, step = blocks * kSampleThreads;
+  for (int i = start; i < octets; i += step) {
+    const Bytes16 eight = ((const Bytes16*)mine)[i];
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+      key = min(key, key_of(eight.word[j / 2] >> 16 * (j % 2) & 0xffff, 8 * i + j));
+  }
+  for (int i = 8 * octets + start; i < words; i += step) key = min(key, key_of(mine[i], i));
+  key = smallest_of_block(key);
+  if (threadIdx.x == 0) {
+    best[row * blocks + blockIdx.x] = key;
+    __threadfence();
+    arrivals = atomicAdd(&arrived[row], 1);
+  }
+  __syncthreads();
+  if (arrivals != blocks - 1) return;
+  __threadfence();
+  key = threadIdx.x < blocks ? __ldcg(&best[row * blocks + threadIdx.x]) : ~0ull;
+  key = smallest_of_block(key);
+  if (threadIdx.x == 0) {
+    tokens[row] = (long long)(key & 0xffffffffu);
+    arrived[row] = 0;
+  }
+}
+
 // Grid: (blocks, rows). ``counts``: [rows, 65536], zero before.
 extern "C" __global__ void __launch_bounds__(kSampleThreads)
 count_logits(const half_bits* logits, int words, int* counts) {
+  start_next_kernel();
+  wait_for_last_kernel();
   const int row = blockIdx.y;
   for (int i = blockIdx.x * kSampleThreads + threadIdx.x; i < words;
        i += gridDim.x * kSampleThreads)
@@ -62,6 +121,8 @@ draw(const int* counts, const Settings* settings, const long long* first, Choice
   __shared__ float mass_of[kSampleThreads];
   __shared__ int best;
   __shared__ float kept;
+  start_next_kernel();
+  wait_for_last_kernel();
   const int row = blockIdx.x, start = threadIdx.x * kValuesEach;
   const int* mine = counts + (long long)row * kValues + start;
   const Settings how = *settings;
@@ -136,6 +197,8 @@ extern "C" __global__ void __launch_bounds__(kSampleThreads)
 find_word(const half_bits* logits, int words, const Choice* choices, int* counts,
           long long* tokens) {
   __shared__ int found_by[kSampleThreads];
+  start_next_kernel();
+  wait_for_last_kernel();
   const int row = blockIdx.x;
   const half_bits* mine = logits + (long long)row * words;
   const Choice choice = choices[row];

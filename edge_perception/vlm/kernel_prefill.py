@@ -1,0 +1,184 @@
+"""Products and attention of many rows, a prompt's: our W4A16 kernel, or dequantise and cuBLAS.
+
+Up to ``FUSED_ROWS`` rows the bytes of the weights weigh most, and ``prefill.cu`` multiplies packed
+weights as they are. With more rows arithmetic weighs most, and the library's dense product, which
+uses instructions that only Hopper has, wins although the weights are dequantised for it: once a
+call, by slices. The limit is a measured one (``docs/decoder.md``) and fixed, not measured anew at
+every start: the same prompt then gives the same bits in every process.
+"""
+
+from __future__ import annotations
+
+from ctypes import c_int, c_void_p
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention.bias import causal_lower_right
+
+from edge_perception.vlm.kernel_arguments import (
+    Cache,
+    Heads,
+    Inputs,
+    Launcher,
+    Matrix,
+    Rotation,
+    Split,
+    address,
+)
+from edge_perception.vlm.kv_cache import FloatKvLayer, Int8KvLayer
+from edge_perception.vlm.operators import HeadLayout, RotaryTable, Span
+from edge_perception.vlm.packed_linear import PackedWeight
+from edge_perception.vlm.weights import FloatWeight
+
+FUSED_ROWS = 256
+"""Rows up to which the packed product is used."""
+
+SLICE_BYTES = 2**27
+"""Dequantised weights that are held at once."""
+
+_THREADS = 256
+_BLOCK = 128  # channels and rows, a block of the packed product
+_STEP = 128  # columns
+_STAGED_BYTES = 64 * 1024
+_SUMS = 16  # of 16 bytes, a thread
+_MOST_TILES = 2048  # whose blocks can share them
+
+
+class Prefill:
+    """Products of more rows than ``linear.cu`` takes; all tensors fp16, on one device."""
+
+    def __init__(self, launcher: Launcher, device: torch.device, processors: int) -> None:
+        self._launcher = launcher
+        self._device = device
+        self._processors = processors
+        self._arrived = torch.zeros(_MOST_TILES, dtype=torch.int32, device=device)
+        self._dense = torch.empty(0, dtype=torch.float16, device=device)
+
+    def multiply(
+        self,
+        inputs: Tensor,
+        weight: FloatWeight | PackedWeight,
+        *,
+        residual: Tensor | None = None,
+        gated: bool = False,
+    ) -> Tensor:
+        """``x W^T + bias``, [T, N], plus ``residual``; or ``SiLU(gate) * up`` of it, [T, N / 2]."""
+        if isinstance(weight, PackedWeight) and weight.input_order is not None:
+            inputs = inputs.index_select(1, weight.input_order)
+        if len(inputs) <= FUSED_ROWS and is_fused(weight):
+            return self._multiply_packed(inputs, weight, residual, gated)
+        result = self._multiply_dense(inputs, weight)
+        if gated:
+            return self._gate(result)
+        return result if residual is None else result.add_(residual)
+
+    def _multiply_packed(
+        self,
+        inputs: Tensor,
+        weight: FloatWeight | PackedWeight,
+        residual: Tensor | None,
+        gated: bool,
+    ) -> Tensor:
+        assert isinstance(weight, PackedWeight)
+        rows, outputs = len(inputs), weight.out_features // (2 if gated else 1)
+        y = torch.empty(rows, outputs, dtype=torch.float16, device=self._device)
+        tiles = (-(-weight.out_features // _BLOCK), -(-rows // _BLOCK))
+        splits = self._splits(tiles[0] * tiles[1], -(-weight.in_features // _STEP))
+        parts = torch.empty(
+            tiles[0] * tiles[1] * splits * _SUMS * _THREADS * 4 if splits > 1 else 0,
+            dtype=torch.float32, device=self._device,
+        )  # fmt: skip
+        described = Inputs(
+            address(inputs), None, address(residual), address(y), 0.0, rows,
+        )  # fmt: skip
+        self._launcher.launch(
+            "prefill.cu", "many_gate_up_w4" if gated else "many_w4", (*tiles, splits), _THREADS,
+            _STAGED_BYTES, Matrix.of(weight), described,
+            Split(address(parts), address(self._arrived)),
+        )  # fmt: skip
+        return y
+
+    def _splits(self, tiles: int, steps: int) -> int:
+        """Blocks that share a tile, so that few tiles fill the chip; each has four steps or more."""
+        if tiles > _MOST_TILES:
+            return 1
+        return max(1, min(self._processors // tiles, steps // 4))
+
+    def _multiply_dense(self, inputs: Tensor, weight: FloatWeight | PackedWeight) -> Tensor:
+        if isinstance(weight, FloatWeight):
+            return functional.linear(inputs, weight.values, weight.bias)
+        y = torch.empty(
+            len(inputs), weight.out_features, dtype=torch.float16, device=self._device
+        )
+        channels = max(1, SLICE_BYTES // (2 * weight.in_features))
+        for start in range(0, weight.out_features, channels):
+            part = slice(start, min(start + channels, weight.out_features))
+            torch.mm(inputs, self._dequantise(weight, part).T, out=y[:, part])
+        return y if weight.bias is None else y.add_(weight.bias)
+
+    def _dequantise(self, weight: PackedWeight, part: slice) -> Tensor:
+        """Channels of a weight as halves [n, K], in memory that the next call writes again."""
+        channels, columns = part.stop - part.start, weight.in_features
+        if self._dense.numel() < channels * columns:
+            self._dense = torch.empty(channels * columns, dtype=torch.float16, device=self._device)
+        taken = replace(
+            weight, codes=weight.codes[part], scales=weight.scales[part],
+            zeros=weight.zeros[part], bias=None, input_order=None,
+        )  # fmt: skip
+        dense = self._dense[: channels * columns].view(channels, columns)
+        self._launcher.launch(
+            "prefill.cu", f"dequantise_w{weight.bits}", (-(-columns // (32 * _THREADS)), channels, 1),
+            _THREADS, 0, Matrix.of(taken), c_void_p(address(dense)),
+        )  # fmt: skip
+        return dense
+
+    def _gate(self, gate_up: Tensor) -> Tensor:
+        rows, outputs = gate_up.shape[0], gate_up.shape[1] // 2
+        if outputs % 8:
+            gate, up = gate_up.chunk(2, dim=-1)
+            return functional.silu(gate) * up
+        out = torch.empty(rows, outputs, dtype=torch.float16, device=self._device)
+        self._launcher.launch(
+            "prefill.cu", "gate", (-(-outputs // (8 * _THREADS)), rows, 1), _THREADS, 0,
+            c_void_p(address(gate_up)), c_int(outputs), c_void_p(address(out)),
+        )  # fmt: skip
+        return out
+
+    def attend(
+        self,
+        qkv: Tensor,
+        layout: HeadLayout,
+        rotary: RotaryTable,
+        positions: Tensor,
+        cache: FloatKvLayer | Int8KvLayer,
+        span: Span,
+    ) -> Tensor:
+        """As ``Operators.attend``, for a layout whose window reaches over ``span.bound``.
+
+        ``span.bound`` must be first + rows, as it is for a prompt's.
+        """
+        queries = torch.empty(
+            span.rows, layout.query_heads, layout.head_dim, dtype=qkv.dtype, device=self._device
+        )
+        heads = layout.query_heads + 2 * layout.kv_heads
+        self._launcher.launch(
+            "attention.cu", "place_rows", (-(-heads // 8), span.rows, 1), _THREADS, 0,
+            Heads.of(layout, cache.keys.shape[1], positions),
+            Rotation.of(rotary, positions, span.first, layout), Cache.of(cache),
+            c_void_p(address(qkv)), c_void_p(address(queries)),
+        )  # fmt: skip
+        keys, values = cache.read(span.bound, qkv.dtype)
+        whole = span.bound == span.rows
+        attended = functional.scaled_dot_product_attention(
+            queries.transpose(0, 1).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0),
+            attn_mask=None if whole else causal_lower_right(span.rows, span.bound),
+            is_causal=whole, enable_gqa=layout.query_heads != layout.kv_heads,
+        )  # fmt: skip
+        return attended.squeeze(0).transpose(0, 1).reshape(span.rows, -1)
+
+
+def is_fused(weight: FloatWeight | PackedWeight) -> bool:
+    """Whether ``prefill.cu`` multiplies this weight as it is packed."""
+    return isinstance(weight, PackedWeight) and weight.bits == 4 and weight.out_features % 16 == 0
