@@ -155,7 +155,7 @@ class EmulatedRing(HostMemory):
 class EmulatedTransport(InProcessTransport):
     """Frames in the memory of a "GPU", for threads of this process."""
 
-    name = "emulated"
+    name = "cuda_emulated"
     device_memory = True
 
     def __init__(self) -> None:
