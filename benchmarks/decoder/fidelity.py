@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--window", type=int, default=1024)
+    parser.add_argument("--commit", help="of the code, where this is no checkout")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(2)
@@ -64,7 +65,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "machine": describe_machine(),
         "date": utc_now(),
-        "code": describe_code(),
+        "code": describe_code() | ({"commit": options.commit} if options.commit else {}),
         "model": options.float.stem,
         "text": options.text.name,
         "dtype": "float32" if options.device == "cpu" else "float16, kernels",

@@ -204,11 +204,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=SHAPES, default=SHAPES)
+    parser.add_argument("--commit", help="of the code, where this is no checkout")
     parser.add_argument("--seconds", type=float, default=600.0)
     options = parser.parse_args()
     ends = time.monotonic() + options.seconds
     results = Results(options.out)
-    results.stamp()
+    results.stamp(options.commit)
     stream = Stream(get_device())
     bench = Bench(results, gpu_operators(), stream)
     results.figures["copy_bandwidth_gb_s"] = copy_bandwidth_gb_s()

@@ -238,10 +238,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=SHAPES, default=SHAPES)
+    parser.add_argument("--commit", help="of the code, where this is no checkout")
     parser.add_argument("--seconds", type=float, default=600.0)
     options = parser.parse_args()
     results = Results(options.out)
-    results.stamp()
+    results.stamp(options.commit)
     results.figures["peers_not_available"] = NOT_AVAILABLE
     peers = Peers(results, time.monotonic() + options.seconds)
     for shape in options.only:

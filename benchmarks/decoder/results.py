@@ -50,13 +50,13 @@ class Results:
         self.figures.setdefault("shapes", {})
         self.figures.setdefault("peers", {})
 
-    def stamp(self) -> None:
-        """Say what is measured here, on what and when."""
+    def stamp(self, commit: str | None) -> None:
+        """Say what is measured here, on what and when; ``commit`` where this is no checkout."""
         self.figures |= {
             "what": "batch-1 decode of true architectures with random weights, by CUDA events",
             "machine": describe_machine(),
             "date": utc_now(),
-            "code": describe_code(),
+            "code": describe_code() | ({"commit": commit} if commit else {}),
         }
 
     def shape(self, name: str) -> dict[str, Any]:
