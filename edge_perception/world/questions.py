@@ -221,9 +221,7 @@ def _key(question: Question) -> tuple[str, str, str]:
     return question.kind, question.subject, question.answer
 
 
-def _level(
-    indices: Iterable[int], questions: Iterable[Question], per_kind: int
-) -> Iterator[int]:
+def _level(indices: Iterable[int], questions: Iterable[Question], per_kind: int) -> Iterator[int]:
     """At most ``per_kind`` of each kind, taking every answer of a subject in turn."""
     turns: Counter[tuple[str, str, str]] = Counter()
     ranked: dict[str, list[tuple[int, int]]] = defaultdict(list)

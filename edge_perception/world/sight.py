@@ -103,9 +103,7 @@ class Sight:
         return replace(self, objects=tuple(thing.mirrored() for thing in self.objects))
 
     @classmethod
-    def from_coco(
-        cls, image: Mapping[str, Any], annotations: Iterable[Mapping[str, Any]]
-    ) -> Sight:
+    def from_coco(cls, image: Mapping[str, Any], annotations: Iterable[Mapping[str, Any]]) -> Sight:
         """The facts that ``dataset`` wrote with an image and its annotations."""
         return cls(
             str(image["layout"]),

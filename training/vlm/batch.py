@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import affine_grid, grid_sample, interpolate
 
 from training.vlm.examples import MOVED, TURN_KINDS
 
@@ -58,10 +58,12 @@ def draw_placement(batch: int, device: torch.device) -> Placement:
     return Placement(scale * mirror, shift, flipped, moved)
 
 
-def place_images(images: Tensor, placement: Placement) -> Tensor:
-    """Pictures uint8 (B, side, side, 3) to float32 (B, 3, side, side), 0..1, by a placement."""
+def place_images(images: Tensor, placement: Placement, side: int) -> Tensor:
+    """Pictures uint8 (B, S, S, 3) to float32 (B, 3, side, side), 0..1, by a placement."""
     pixels = images.permute(0, 3, 1, 2).float() / 255 - 0.5
     placed = grid_sample(pixels, placement.grid(images.shape[1]), align_corners=False)
+    if side != images.shape[1]:
+        placed = interpolate(placed, (side, side), mode="bilinear", antialias=True)
     return placed + 0.5
 
 
@@ -112,7 +114,7 @@ def draw_captions(examples: Examples, chosen: Tensor, placement: Placement) -> T
 
 @dataclass(frozen=True)
 class DenseTargets:
-    """What each cell of a grid (B, G, G) shows: class (the last: nothing), colour, middle, distance.
+    """What each cell of a grid (B, G, G) shows; the last class is nothing.
 
     ``colours`` is -1 where none is known; ``middle`` (B, G, G, 2) is the way to the object's middle
     in quarters of the picture.
@@ -149,10 +151,8 @@ def dense_targets(
 
 
 def answer_places(tokens: Tensor, assistant: int, pad: int) -> Tensor:
-    """Where the next token belongs to an answer: bool like ``tokens`` (..., L), last place False."""
+    """Where the next token belongs to an answer: bool like ``tokens``, the last False."""
     answering = (tokens == assistant).cumsum(-1) > 0
     following = tokens.roll(-1, -1) != pad
     following[..., -1] = False
     return answering & following
-
-

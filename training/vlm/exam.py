@@ -1,9 +1,9 @@
 """How many questions of a data set a model answers exactly right.
 
-All questions about a picture are read at once behind it, each with its right answer (``TurnLayout``).
-The answer counts where every one of its tokens, the end too, is the one that the model ranks first:
-greedy decoding writes exactly those, for as long as it agrees it sees the same tokens. This holds
-for any model of transformers' Idefics3 class, quantised layers and all.
+All questions about a picture are read at once behind it, each with its right answer (see
+``TurnLayout``). The answer counts where every one of its tokens, the end too, is the one that the
+model ranks first: greedy decoding writes exactly those, for as long as it agrees it sees the same
+tokens. This holds for any model of transformers' Idefics3 class, quantised layers and all.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 
 from training.vlm.batch import answer_places, normalised
 from training.vlm.examples import TURN_TOKENS, read_square
-from training.vlm.model import TurnLayout, patch_features
-from training.vlm.tokens import ASSISTANT_ID, PAD_ID, encode_turns, prefix_ids
+from training.vlm.model import TurnLayout, patch_features, read_turns
+from training.vlm.tokens import ASSISTANT_ID, PAD_ID, encode_turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -58,12 +58,12 @@ def right_answers(
     tokenizer: Tokenizer,
     *,
     device: torch.device,
+    side: int,
     blank: bool = False,
     batch: int = 32,
 ) -> list[bool]:
     """For each question whether the answer is exactly right; ``blank`` shows a grey picture."""
     right = [False] * len(questions)
-    side = int(vlm.config.vision_config.image_size)  # type: ignore[union-attr,arg-type]
     rows = list(_rows(questions))
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
@@ -91,10 +91,8 @@ def _rows(questions: Sequence[Asked]) -> Iterator[list[int]]:
 def _pixels(
     folder: Path, names: Sequence[str], side: int, blank: bool, device: torch.device
 ) -> Tensor:
-    if blank:
-        images = np.full((len(names), side, side, 3), BLANK, np.uint8)
-    else:
-        images = np.stack([read_square(folder / "images" / name, side) for name in names])
+    grey = np.full((side, side, 3), BLANK, np.uint8)
+    images = np.stack([grey if blank else read_square(folder / "images" / n, side) for n in names])
     return normalised(torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255)
 
 
@@ -109,18 +107,11 @@ def _turn_table(tokenizer: Tokenizer, rows: Sequence[list[tuple[str, str]]]) -> 
 def _all_tokens_right(vlm: Any, pixels: Tensor, turns: Tensor) -> Tensor:
     """Whether the model ranks every answer token of turns (B, S, L) first; bool (B, S)."""
     dtype = next(vlm.model.vision_model.parameters()).dtype
-    picture = vlm.model.connector(patch_features(vlm, pixels.to(dtype)))
-    prefix = torch.tensor(prefix_ids(picture.shape[1]), device=turns.device)
-    layout = TurnLayout.of(len(prefix), [turns.shape[2]] * turns.shape[1], turns.device)
-    embed = vlm.get_input_embeddings()
-    before = embed(prefix).expand(len(turns), -1, -1)
-    parts = (before[:, :3], picture, before[:, -1:], embed(turns.flatten(1)))
-    states = vlm.model.text_model(
-        inputs_embeds=torch.cat(parts, dim=1),
-        attention_mask=layout.mask,
-        position_ids=layout.positions,
-        use_cache=False,
-    ).last_hidden_state[:, len(prefix) :]
+    patches = patch_features(vlm, pixels.to(dtype))
+    image_tokens = patches.shape[1] // int(vlm.config.scale_factor) ** 2
+    lengths = [turns.shape[2]] * turns.shape[1]
+    layout = TurnLayout.of(image_tokens, lengths, turns.device)
+    states = read_turns(vlm, patches, turns.flatten(1), layout)
     predicted = vlm.lm_head(states).argmax(-1).view_as(turns)
     counted = answer_places(turns, ASSISTANT_ID, PAD_ID)
     return ((predicted == turns.roll(-1, -1)) | ~counted).all(-1)
@@ -142,8 +133,9 @@ def exact_shares(
     tokenizer: Tokenizer,
     *,
     device: torch.device,
+    side: int,
     blank: bool = False,
 ) -> dict[str, float]:
-    """``shares_by_kind`` of what the model answers."""
-    right = right_answers(vlm, questions, folder, tokenizer, device=device, blank=blank)
+    """``shares_by_kind`` of what the model answers about pictures of ``side`` pixels."""
+    right = right_answers(vlm, questions, folder, tokenizer, device=device, side=side, blank=blank)
     return shares_by_kind(questions, right)

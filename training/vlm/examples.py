@@ -61,7 +61,7 @@ class Examples:
 
     ``images`` uint8 (N, side, side, 3) RGB; ``masks`` uint8 (N, 120, 160), 1 + the object's row, 0
     for none; ``objects`` float32 (N, 48, 5): class, colour (-1: none), middle x and y in -1..1, log
-    metres; ``turns`` int16 (N, V, 32, 24) padded; ``kinds`` int8 and ``weights`` float32 (N, V, 32);
+    metres; ``turns`` int16 (N, V, 32, 24) padded; ``kinds`` int8, ``weights`` float32 (N, V, 32);
     ``captions`` int16 (N, V, 2, 64).
     """
 
@@ -142,9 +142,9 @@ def _text_tensors(
     views = (len(sights), 2)
     return (
         _padded(tokenizer, pairs, _TURNS, TURN_TOKENS).view(*views, _TURNS, TURN_TOKENS),
-        _filled([[TURN_KINDS.index(k[0]) for k in row] for row in keys], -1).to(torch.int8).view(
-            *views, _TURNS
-        ),
+        _filled([[TURN_KINDS.index(k[0]) for k in row] for row in keys], -1)
+        .to(torch.int8)
+        .view(*views, _TURNS),
         _filled(_weights(keys), 0.0).view(*views, _TURNS),
         _padded(tokenizer, captions, _CAPTIONS, CAPTION_TOKENS).view(
             *views, _CAPTIONS, CAPTION_TOKENS

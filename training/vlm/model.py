@@ -8,6 +8,8 @@ object's middle lies. Answers of one or two tokens say little about 400 patches;
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,15 +42,15 @@ class ModelSize:
     kv_heads: int = 2
     head_dim: int = 64
 
-    @property
-    def grid(self) -> int:
-        """Patches along a side."""
-        return self.image_px // self.patch_px
+    def image_tokens(self, side_px: int) -> int:
+        """Tokens that the language tower sees of a picture of ``side_px``."""
+        return (side_px // self.patch_px // self.pooling) ** 2
 
-    @property
-    def image_tokens(self) -> int:
-        """Tokens that the language tower sees of a picture."""
-        return (self.grid // self.pooling) ** 2
+
+def smaller_sides(size: ModelSize) -> tuple[int, ...]:
+    """Resolutions that a model learns beside its own, for answers that must come sooner."""
+    step = size.patch_px * size.pooling
+    return tuple(size.image_px * part // (5 * step) * step for part in (3, 4))
 
 
 def model_config(size: ModelSize, vocabulary: int) -> Idefics3Config:
@@ -108,8 +110,6 @@ class Learner(nn.Module):
         self.vlm = Idefics3ForConditionalGeneration(model_config(size, vocabulary))
         self._parts = (len(CLASS_NAMES) + 1, len(COLOUR_NAMES), 2, 1)
         self.dense = nn.Linear(size.vision_width, sum(self._parts) * QUARTERS**2)
-        prefix = torch.tensor(prefix_ids(size.image_tokens))
-        self.register_buffer("prefix", prefix, persistent=False)
 
     def see(self, pixels: Tensor) -> Tensor:
         """Patches (B, N, width) of pictures (B, 3, side, side), -1..1."""
@@ -117,28 +117,15 @@ class Learner(nn.Module):
 
     def dense_output(self, patches: Tensor) -> DenseOutput:
         """The heads' values on the grid of quarters."""
-        grid, parts = self.size.grid, sum(self._parts)
+        grid, parts = math.isqrt(patches.shape[1]), sum(self._parts)
         values = self.dense(patches).view(-1, grid, grid, QUARTERS, QUARTERS, parts)
         side = grid * QUARTERS
         values = values.permute(0, 1, 3, 2, 4, 5).reshape(-1, side, side, parts)
         return DenseOutput(*values.float().split(self._parts, dim=-1))
 
     def read(self, patches: Tensor, turns: Tensor, layout: TurnLayout) -> Tensor:
-        """Hidden states (B, T, width) of turns (B, T), each of which sees the picture and itself."""
-        model = self.vlm.model
-        embed = model.text_model.get_input_embeddings()
-        before = embed(self.prefix).expand(len(turns), -1, -1)
-        picture = model.connector(patches).to(before.dtype)
-        first = len(self.prefix) - self.size.image_tokens - 1
-        parts = (before[:, :first], picture, before[:, -1:], embed(turns))
-        states = model.text_model(
-            inputs_embeds=torch.cat(parts, dim=1),
-            attention_mask=layout.mask,
-            position_ids=layout.positions,
-            use_cache=False,
-        ).last_hidden_state
-        hidden: Tensor = states[:, len(self.prefix) :]
-        return hidden
+        """Hidden states (B, T, width) of turns (B, T), each behind the picture alone."""
+        return read_turns(self.vlm, patches, turns, layout)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head's logits, float32."""
@@ -147,7 +134,7 @@ class Learner(nn.Module):
 
 
 def patch_features(vlm: nn.Module, pixels: Tensor) -> Tensor:
-    """The vision tower's patches, without the search for padding that transformers' forward does."""
+    """The vision tower's patches, without the search for padding of transformers' forward."""
     vision: Any = vlm.model.vision_model
     side = pixels.shape[-1] // vision.patch_size
     whole = torch.ones(len(pixels), side, side, dtype=torch.bool, device=pixels.device)
@@ -158,24 +145,46 @@ def patch_features(vlm: nn.Module, pixels: Tensor) -> Tensor:
     return patches
 
 
+def read_turns(vlm: Any, patches: Tensor, turns: Tensor, layout: TurnLayout) -> Tensor:
+    """The language tower's hidden states (B, T, width) of turns (B, T) behind a picture."""
+    embed = vlm.get_input_embeddings()
+    before = embed(layout.prefix).expand(len(turns), -1, -1)
+    picture = vlm.model.connector(patches).to(before.dtype)
+    first = len(layout.prefix) - picture.shape[1] - 1
+    parts = (before[:, :first], picture, before[:, -1:], embed(turns))
+    states = vlm.model.text_model(
+        inputs_embeds=torch.cat(parts, dim=1),
+        attention_mask=layout.mask,
+        position_ids=layout.positions,
+        use_cache=False,
+    ).last_hidden_state
+    hidden: Tensor = states[:, len(layout.prefix) :]
+    return hidden
+
+
 @dataclass(frozen=True)
 class TurnLayout:
     """Turns beside each other behind one picture: mask (1, 1, S, S) and positions (1, S).
 
-    ``lengths`` are the turns' slots. A token sees the picture and the earlier tokens of its own
-    turn; every turn's positions go on from the picture's, as if it stood there alone.
+    ``prefix`` are the ids before the turns, the picture's places among them. A token sees the
+    picture and the earlier tokens of its own turn; every turn's positions go on from the
+    picture's, as if it stood there alone.
     """
 
+    prefix: Tensor
     mask: Tensor
     positions: Tensor
 
     @classmethod
-    def of(cls, prefix: int, lengths: list[int], device: torch.device) -> TurnLayout:
-        """The layout of turns of these lengths behind ``prefix`` tokens."""
-        turn = [0] * prefix + [i + 1 for i, length in enumerate(lengths) for _ in range(length)]
-        steps = [*range(prefix), *[prefix + i for length in lengths for i in range(length)]]
+    def of(cls, image_tokens: int, lengths: Sequence[int], device: torch.device) -> TurnLayout:
+        """The layout of turns of these lengths behind a picture of ``image_tokens``."""
+        ids = prefix_ids(image_tokens)
+        before = len(ids)
+        turn = [0] * before + [i + 1 for i, length in enumerate(lengths) for _ in range(length)]
+        steps = [*range(before), *[before + i for length in lengths for i in range(length)]]
         owner = torch.tensor(turn, device=device)
         seen = (owner[None, :] == 0) | (owner[None, :] == owner[:, None])
         causal = torch.ones_like(seen).tril()
         positions = torch.tensor(steps, device=device)[None]
-        return cls((seen & causal)[None, None], positions)
+        prefix = torch.tensor(ids, device=device)
+        return cls(prefix, (seen & causal)[None, None], positions)

@@ -46,7 +46,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], size: int = 1024) -> Tokenizer:
-    """A tokenizer with at most ``size`` tokens, locations included; the same texts give the same."""
+    """A tokenizer with at most ``size`` tokens, locations included."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,7 +48,14 @@ from training.vlm.examples import (
     sights_in,
     texts_of,
 )
-from training.vlm.model import QUARTERS, DenseOutput, Learner, ModelSize, TurnLayout
+from training.vlm.model import (
+    QUARTERS,
+    DenseOutput,
+    Learner,
+    ModelSize,
+    TurnLayout,
+    smaller_sides,
+)
 from training.vlm.tokens import ASSISTANT_ID, PAD_ID, train_tokenizer
 
 if TYPE_CHECKING:
@@ -62,7 +70,10 @@ _TOKENIZER_SIGHTS = 2000
 
 @dataclass(frozen=True)
 class Recipe:
-    """The knobs of a run; ``steps`` replaces ``minutes`` where a run must be repeatable."""
+    """The knobs of a run; ``steps`` replaces ``minutes`` where a run must be repeatable.
+
+    ``smaller`` is the share of batches at a lower resolution.
+    """
 
     minutes: float = 14.0
     steps: int | None = None
@@ -72,6 +83,7 @@ class Recipe:
     weight_decay: float = 0.05
     dense_weight: float = 1.0
     seed: int = 0
+    smaller: float = 0.25
     compile: bool = False
     log_every_s: float = 20.0
 
@@ -96,7 +108,12 @@ class Trainer:
         self.learner = Learner(size, vocabulary).to(self.device).train()
         self.average = WeightAverage(self.learner, decay=0.999, ramp=500.0)
         lengths = [TURN_TOKENS] * recipe.turns + [CAPTION_TOKENS]
-        self._layout = TurnLayout.of(len(self.learner.prefix), lengths, self.device)
+        self.sides = (size.image_px, *smaller_sides(size))
+        self._layouts = {
+            side: TurnLayout.of(size.image_tokens(side), lengths, self.device)
+            for side in self.sides
+        }
+        self._random = random.Random(recipe.seed)
         self._optimizer = _optimizer(self.learner, recipe, self.device)
         self._order = _shuffled(len(data), recipe.batch, self.device)
         if recipe.compile:
@@ -105,8 +122,11 @@ class Trainer:
                 layer.compile(dynamic=False)
 
     def step(self, rate: float) -> Loss:
-        """Draw a batch and learn from it; does not synchronise."""
-        loss = self._loss(next(self._order))
+        """Draw a batch and a resolution and learn from it; does not synchronise."""
+        side = self.sides[0]
+        if self._random.random() < self.recipe.smaller:
+            side = self._random.choice(self.sides[1:])
+        loss = self.loss(next(self._order), side)
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss.total)
         torch.nn.utils.clip_grad_norm_(self.learner.parameters(), _CLIP_NORM)
@@ -116,22 +136,26 @@ class Trainer:
         self.average.update()
         return loss
 
-    def _loss(self, chosen: Tensor) -> Loss:
+    def loss(self, chosen: Tensor, side: int) -> Loss:
+        """The loss of chosen pictures at a resolution, under drawn placements and turns."""
         learner, data = self.learner, self.data
-        side = learner.size.grid * QUARTERS
+        grid = side // learner.size.patch_px * QUARTERS
         with torch.no_grad():
             placement = draw_placement(len(chosen), self.device)
-            pixels = normalised(jitter_light(place_images(data.images[chosen], placement)))
+            placed = place_images(data.images[chosen], placement, side)
+            pixels = normalised(jitter_light(placed))
             turns = draw_turns(data, chosen, placement, self.recipe.turns)
             captions = draw_captions(data, chosen, placement)
-            targets = dense_targets(data, chosen, placement, side, len(CLASS_NAMES))
+            targets = dense_targets(data, chosen, placement, grid, len(CLASS_NAMES))
         with torch.autocast(self.device.type, torch.bfloat16, self.device.type == "cuda"):
             patches = learner.see(pixels)
             dense = learner.dense_output(patches)
             tokens = torch.cat((turns.flatten(1), captions), dim=1)
-            hidden = learner.read(patches, tokens, self._layout)
+            hidden = learner.read(patches, tokens, self._layouts[side])
             short = turns.shape[1] * turns.shape[2]
-            turn_loss = _answer_loss(learner, hidden[:, :short].unflatten(1, turns.shape[1:]), turns)
+            turn_loss = _answer_loss(
+                learner, hidden[:, :short].unflatten(1, turns.shape[1:]), turns
+            )
             caption_loss = _answer_loss(learner, hidden[:, short:], captions)
         dense_loss = _dense_loss(dense, targets)
         weighted = self.recipe.dense_weight * dense_loss + _CAPTION_WEIGHT * caption_loss
@@ -139,7 +163,7 @@ class Trainer:
 
 
 def _answer_loss(learner: Learner, hidden: Tensor, tokens: Tensor) -> Tensor:
-    """Mean cross-entropy of the answers' tokens; ``hidden`` (..., L, width), ``tokens`` (..., L)."""
+    """Mean cross-entropy of the answers' tokens; ``hidden`` (..., L, width)."""
     counted = answer_places(tokens, ASSISTANT_ID, PAD_ID)
     wanted = torch.where(counted, tokens.roll(-1, -1), -100)
     logits = learner.logits(hidden)
@@ -164,7 +188,8 @@ def _dense_loss(found: DenseOutput, wanted: DenseTargets) -> Tensor:
 
 def _optimizer(learner: Learner, recipe: Recipe, device: torch.device) -> torch.optim.AdamW:
     """AdamW without decay on biases, normalisation and embeddings."""
-    decayed, free = [], []
+    decayed: list[Tensor] = []
+    free: list[Tensor] = []
     for name, parameter in learner.named_parameters():
         plain = parameter.ndim > 1 and "embed" not in name
         (decayed if plain else free).append(parameter)
@@ -198,8 +223,10 @@ def train(
     """Run ``recipe``; return the averaged model, which then lies in ``out``."""
     trainer = Trainer(size, tokenizer.get_vocab_size(), recipe, data)
     began = time.monotonic()
-    for _ in range(3):  # at rate 0: what is compiled or tuned at the first call is not counted
-        trainer.step(0.0)
+    for side in trainer.sides:  # what is compiled or tuned at the first call is not counted
+        first = torch.arange(recipe.batch, device=trainer.device) % len(data)
+        torch.autograd.backward(trainer.loss(first, side).total)
+    trainer.step(0.0)
     log.write("warm", seconds=round(time.monotonic() - began, 1))
     budget, step, logged = Budget(recipe.minutes, recipe.steps), 0, 0.0
     while (progress := budget.progress(step)) < 1:
@@ -234,7 +261,9 @@ def made_tokenizer(folder: Path, path: Path) -> Tokenizer:
     if not path.exists():
         sights = list(sights_in(folder).values())[:_TOKENIZER_SIGHTS]
         turns, captions = texts_of(sights, seed=0)
-        texts = [part for asked in turns for prompt, answer, _ in asked for part in (prompt, answer)]
+        texts = [
+            part for asked in turns for prompt, answer, _ in asked for part in (prompt, answer)
+        ]
         texts += [part for told in captions for pair in told for part in pair]
         train_tokenizer(texts).save(str(path))
     return Tokenizer.from_file(str(path))
@@ -273,8 +302,11 @@ def main() -> None:
     learner = train(size, recipe, data.to(device), tokenizer, options.out, log)
     if options.val:
         questions = read_questions(options.val)
-        shares = exact_shares(learner.vlm, questions, options.val, tokenizer, device=device)
-        log.write("validated", **shares)
+        for side in (size.image_px, *smaller_sides(size)):
+            shares = exact_shares(
+                learner.vlm, questions, options.val, tokenizer, device=device, side=side
+            )
+            log.write("validated", side_px=side, **shares)
 
 
 if __name__ == "__main__":

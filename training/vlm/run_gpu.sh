@@ -1,0 +1,124 @@
+#!/usr/bin/env bash
+# Make the embedded vision-language model on one GPU: render, train, export, quantise, sit the exam.
+#
+#   training/vlm/run_gpu.sh OUT_DIR MINUTES   start or go on, wait up to WAIT_S, copy results
+#   training/vlm/run_gpu.sh render            only render the data sets into DATA, and return
+#   training/vlm/run_gpu.sh status            print how far it is
+#
+# The work goes on in the background, in WORK, when this returns early: call it again to wait on.
+# Finished stages are not done twice. DATA holds the rendered sets (exam, val, train), which the
+# detectors' recipes can train on as well. Needs torch, transformers, tokenizers, opencv, pillow,
+# safetensors and the world's renderer on PYTHONPATH. Run it from the repository's root.
+set -euo pipefail
+
+WORK=${WORK:-/tmp/demo_vlm}
+DATA=${DATA:-$WORK/data}
+PYTHON=${PYTHON:-python3}
+FRAMES=${FRAMES:-24000}        # training frames
+WORKERS=${WORKERS:-16}         # rendering and loading processes
+TRAIN_SEED=${TRAIN_SEED:-1}
+VAL_SEED=${VAL_SEED:-2}
+EXAM_SEED=${EXAM_SEED:-3}
+VAL_FRAMES=${VAL_FRAMES:-1000}
+EXAM_FRAMES=${EXAM_FRAMES:-1000}
+TRAIN_ARGS=${TRAIN_ARGS:-}     # more options of training.vlm.train, such as --batch 256
+COMMIT=${COMMIT:-unknown}
+WAIT_S=${WAIT_S:-540}
+NAME=${NAME:-demo_vlm}
+export PYTHONUNBUFFERED=1
+
+render() { # FOLDER SPLIT FRAMES SEED VIEWS_PER_SCENE; goes on where it was interrupted
+  "$PYTHON" -m edge_perception.cli world dataset --split "$2" --frames "$3" --seed "$4" \
+    --views-per-scene "$5" --workers "$WORKERS" --out "$DATA/$1"
+}
+
+render_all() {
+  # Validation sees new scenes of the training split: the held-out split is for the exam alone.
+  render exam held-out "$EXAM_FRAMES" "$EXAM_SEED" 4 &&
+    render val train "$VAL_FRAMES" "$VAL_SEED" 4 &&
+    render train train "$FRAMES" "$TRAIN_SEED" 6
+}
+
+learn() {
+  # shellcheck disable=SC2086
+  "$PYTHON" -m training.vlm.train --train "$DATA/train" --val "$DATA/val" --out "$WORK/run" \
+    --minutes "$1" --workers "$WORKERS" $TRAIN_ARGS
+}
+
+export_float() { "$PYTHON" -m training.vlm.export --run "$WORK/run" --out "$WORK/$NAME-fp16"; }
+
+quantise() {
+  "$PYTHON" -m training.vlm.quantise --model "$WORK/$NAME-fp16" --data "$DATA/train" \
+    --out "$WORK/$NAME"
+}
+
+examine() {
+  "$PYTHON" -m benchmarks.vlm.accuracy --data "$DATA/exam" --fp16 "$WORK/$NAME-fp16" \
+    --awq "$WORK/$NAME-awq" --rtn "$WORK/$NAME-rtn" --commit "$COMMIT" --out "$WORK/accuracy.json"
+}
+
+stage() { # NAME COMMAND...
+  [ -e "$WORK/$1.done" ] && return
+  echo "$(date +%T) $1"
+  if ("${@:2}") >>"$WORK/$1.log" 2>&1; then
+    touch "$WORK/$1.done"
+  else
+    touch "$WORK/failed"
+    echo "$(date +%T) $1 failed, see $1.log"
+    exit 1
+  fi
+}
+
+pipeline() {
+  stage render render_all
+  stage learn learn "$1"
+  stage export export_float
+  stage quantise quantise
+  stage examine examine
+  echo "$(date +%T) all done"
+}
+
+running() { [ -e "$WORK/pid" ] && kill -0 "$(cat "$WORK/pid")" 2>/dev/null; }
+
+status() {
+  [ -e "$WORK/pipeline.log" ] && tail -n 5 "$WORK/pipeline.log"
+  [ -e "$DATA" ] && echo "images: $(find "$DATA" -name '*.jpg' | wc -l)"
+  [ -e "$WORK/run/log.jsonl" ] && tail -n 2 "$WORK/run/log.jsonl" | cut -c 1-400
+  if [ -e "$WORK/failed" ]; then tail -n 25 "$(ls -t "$WORK"/*.log | sed -n '/pipeline/!p' | head -1)"; fi
+  return 0
+}
+
+collect() {
+  mkdir -p "$1"
+  cp "$WORK"/*.log "$1" 2>/dev/null || true
+  for file in accuracy.json run/log.jsonl run/tokenizer.json; do
+    if [ -e "$WORK/$file" ]; then cp "$WORK/$file" "$1"; fi
+  done
+  for folder in "$NAME-fp16" "$NAME-awq" "$NAME-rtn"; do
+    if [ -e "$WORK/$folder" ]; then cp -r "$WORK/$folder" "$1"; fi
+  done
+}
+
+main() {
+  mkdir -p "$WORK"
+  case ${1:?OUT_DIR, render or status} in
+    status) status; return ;;
+    render) stage render render_all; return ;;
+    pipeline) pipeline "$2"; return ;;
+  esac
+  if ! running && [ ! -e "$WORK/examine.done" ]; then
+    rm -f "$WORK/failed"
+    setsid nohup bash "$0" pipeline "${2:?MINUTES}" >>"$WORK/pipeline.log" 2>&1 </dev/null &
+    echo $! >"$WORK/pid"
+  fi
+  local began=$SECONDS
+  while running && [ $((SECONDS - began)) -lt "$WAIT_S" ]; do
+    sleep 5
+    if (((SECONDS - began) % 60 < 5)); then status; fi
+  done
+  status
+  collect "$1"
+  [ ! -e "$WORK/failed" ]
+}
+
+main "$@"
