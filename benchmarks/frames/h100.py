@@ -249,6 +249,7 @@ def measure_preprocessing(device: Device) -> dict[str, Any]:
         for i in range(DISTINCT_FRAMES):
             frame = random_frame(i)
             checked(driver.cuMemcpyHtoD(frames + i * size, frame.ctypes.data, size), "uploading")
+        device.synchronize()
         regions = [DeviceRegion(frames + i * size, FULL_HD) for i in range(DISTINCT_FRAMES)]
 
         def batches() -> None:
