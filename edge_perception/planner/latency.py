@@ -14,11 +14,11 @@ from edge_perception.core.language_model import LanguageModelShape
 from edge_perception.planner.devices import DeviceProfile, Efficiency
 from edge_perception.planner.memory import WeightScheme, bytes_read_per_token, kv_bytes_read
 
-KERNELS_PER_LAYER = 6
-"""QKV, attention in two parts, output, gate and up, down."""
+KERNELS_PER_LAYER = 5
+"""QKV, attention, output, gate and up, down."""
 
-KERNELS_OUTSIDE = 3
-"""Embedding, head, sampling."""
+KERNELS_OUTSIDE = 6
+"""Embedding, positions, head, sampling, the token and the length for the next step."""
 
 KERNEL_GAP_US = 1.3
 """What a kernel costs beyond its work inside a CUDA graph (published by NVIDIA's users)."""
@@ -60,15 +60,20 @@ def predict(
     reached = device.bandwidth_gb_s * 1e9 * efficiency.decode.share
     weight_bytes = bytes_read_per_token(shape, weights, head)
     decode_bytes = weight_bytes + kv_bytes_read(shape, kv_format, context)
-    launches_ms = (KERNELS_PER_LAYER * shape.layers + KERNELS_OUTSIDE) * KERNEL_GAP_US / 1e3
+    launches = launches_ms(shape)
     operations = prefill_operations(shape, prompt_tokens)
     computing = operations / (device.fp16_dense_tflops * 1e12 * efficiency.prefill.share)
     return Prediction(
-        decode_ms=decode_bytes / reached * 1e3 + launches_ms,
-        ttft_ms=max(computing, weight_bytes / reached) * 1e3 + launches_ms,
+        decode_ms=decode_bytes / reached * 1e3 + launches,
+        ttft_ms=max(computing, weight_bytes / reached) * 1e3 + launches,
         decode_bytes=decode_bytes,
         prefill_operations=operations,
     )
+
+
+def launches_ms(shape: LanguageModelShape) -> float:
+    """What the kernels of a step cost beyond their work."""
+    return (KERNELS_PER_LAYER * shape.layers + KERNELS_OUTSIDE) * KERNEL_GAP_US / 1e3
 
 
 def prefill_operations(shape: LanguageModelShape, tokens: int) -> int:

@@ -76,7 +76,7 @@ def test_two_copies_of_llama_2_70b_would_not_fit() -> None:
 def test_decode_time_is_bytes_over_bandwidth_and_launches() -> None:
     plan = plan_of("llama-3-8b", context=4096)
     expected = plan.prediction.decode_bytes / (204.8e9 * 0.65) * 1e3
-    expected += (6 * 32 + 3) * KERNEL_GAP_US / 1e3
+    expected += (5 * 32 + 6) * KERNEL_GAP_US / 1e3
     assert plan.prediction.decode_ms == pytest.approx(expected)
 
 
