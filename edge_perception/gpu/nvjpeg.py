@@ -30,6 +30,8 @@ from edge_perception.gpu.jpeg_header import is_plain_jpeg
 TOLERANCE_LEVELS = 4.0
 """Largest mean difference from libjpeg's picture, in levels of 255, that a probe accepts."""
 
+_STRICT = 1 << 2  # refuse a bitstream that breaks the standard
+_INTERPOLATE = 1 << 5  # chroma between its samples, as libjpeg does
 _BGR_INTERLEAVED = 6
 _MAX_COMPONENTS = 4
 
@@ -90,8 +92,10 @@ class NvJpegDecoder:
 
     name = "nvjpeg"
 
-    def __init__(self, ordinal: int = 0, backend: int = 0) -> None:
-        """Take a GPU; ``backend`` is nvJPEG's own number, 0 its choice.
+    def __init__(
+        self, ordinal: int = 0, backend: int = 0, flags: int = _STRICT | _INTERPOLATE
+    ) -> None:
+        """Take a GPU; ``backend`` and ``flags`` are nvJPEG's own, backend 0 its choice.
 
         Raises:
             CudaError: no GPU, no library, or it does not start.
@@ -100,7 +104,9 @@ class NvJpegDecoder:
         self._device.make_current()
         self._library = load_library()
         self._handle = ctypes.c_void_p()
-        status = self._library.nvjpegCreateEx(backend, None, None, 0, ctypes.byref(self._handle))
+        status = self._library.nvjpegCreateEx(
+            backend, None, None, flags, ctypes.byref(self._handle)
+        )
         _check(status, "starting nvJPEG")
         # A state's buffers are free again when its work is done. There are as many as were ever
         # under way at one time, which is one or two.
