@@ -1,8 +1,8 @@
 """JPEG to pixels on the GPU by nvJPEG, straight into a slot's device memory.
 
 The idea. A compressed frame is a tenth of its pixels. Decoded on the GPU, only that tenth crosses
-the bus, and the pixels come to be where the models read them. The library is called by ctypes: no
-binding of it is packaged for Python, and seven of its functions are needed.
+the bus, and the pixels come to be where the models read them. The library is called by ctypes:
+cuda-bindings has no module for it, and five of its functions are all that is needed.
 
 What is not plain (``jpeg_header``) is left to the CPU, and so is a file without an end marker: a
 truncated one is refused in the same words as everywhere.
