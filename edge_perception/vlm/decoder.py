@@ -2,8 +2,8 @@
 
 At batch 1 a decode step is bound by the bytes of the weights, and a small model by the launches
 of its kernels. So nothing here moves or allocates from token to token: the cache has its full
-size from the start, what a step depends on (the pending token, the sequence's length, the
-rotary offset) lies in device tensors (``StepState``), and the step's last act is to choose the
+size from the start, what a step depends on (the pending token, the sequence's length, its
+position) lies in device tensors (``StepState``), and the step's last act is to choose the
 next token and put it where the next step looks for it. A step is divided into k *segments* of
 whole layers; ``run_segment(i)`` touches device tensors alone, so that each can be captured as one
 CUDA graph and replayed (``graphs``). Between segments the caller may yield: a token takes 30 ms on
@@ -60,14 +60,13 @@ class StepState:
     """What a step reads and leaves for the next, at addresses that never change.
 
     ``tokens`` int64 [8]: the pending token, then a draft. ``chosen`` int64 [8]: the token after
-    each of them. ``first`` int64 [1]: the slot of row 0, the sequence's length. ``offset`` int64
-    [1]: position less slot. ``hidden`` [8, H]: rows on their way from one segment to the next.
+    each of them. ``place`` int64 [2]: slot and position of row 0. ``hidden`` [8, H]: rows on their
+    way from one segment to the next.
     """
 
     tokens: Tensor
     chosen: Tensor
-    first: Tensor
-    offset: Tensor
+    place: Tensor
     hidden: Tensor
 
     @classmethod
@@ -79,7 +78,17 @@ class StepState:
 
         rows = SAME_ORDER_ROWS
         hidden = zeros(rows, hidden_size, kind=dtype)
-        return cls(zeros(rows), zeros(rows), zeros(1), zeros(1), hidden)
+        return cls(zeros(rows), zeros(rows), zeros(2), hidden)
+
+    @property
+    def first(self) -> Tensor:
+        """The slot of row 0, int64 [1]: the sequence's length."""
+        return self.place[:1]
+
+    @property
+    def position(self) -> Tensor:
+        """The position of row 0, int64 [1]: the slot, but for images, which take few positions."""
+        return self.place[1:]
 
 
 class Decoder:
@@ -131,6 +140,7 @@ class Decoder:
         self.state = StepState.allocate(shape.hidden_size, weights.dtype, self._device)
         self.runner: SegmentRunner = self.run_segment
         self._length = 0
+        self._offset = 0  # position less slot
         self._has_pending = False
 
     @property
@@ -195,7 +205,7 @@ class Decoder:
         """
         state, span = self.state, Span(self.state.first, rows, self.capacity)
         hidden = self._embed(state.tokens[:rows]) if index == 0 else state.hidden[:rows]
-        hidden = self._run_layers(self.segments[index], hidden, self._positions(span), span)
+        hidden = self._run_layers(self.segments[index], hidden, self._positions(rows), span)
         if index < len(self.segments) - 1:
             state.hidden[:rows].copy_(hidden)
             return
@@ -204,7 +214,7 @@ class Decoder:
             state.chosen[:rows].copy_(chosen)
             return
         state.tokens[:1].copy_(chosen)
-        state.first.add_(1)
+        state.place.add_(1)
 
     def count_step(self) -> None:
         """Count on here what a step of one row has counted on in ``state``."""
@@ -212,8 +222,7 @@ class Decoder:
 
     def settle(self, length: int, pending: int) -> None:
         """Let the sequence have ``length`` tokens in the cache, and ``pending`` be the next."""
-        self._length = length
-        self.state.first.fill_(length)
+        self._go_to(length)
         self.state.tokens[:1].fill_(pending)
 
     def expect_room(self, rows: int) -> None:
@@ -227,10 +236,9 @@ class Decoder:
             raise DecodingError(
                 "rewinding", expected=f"a length from 0 to {self._length}", got=length
             )
-        self._length = length
-        self.state.first.fill_(length)
         if length == 0:
-            self.state.offset.zero_()
+            self._offset = 0
+        self._go_to(length)
         self._has_pending = False
 
     def _check(self, prompt: Prompt) -> None:
@@ -275,16 +283,18 @@ class Decoder:
 
     def _prompt_positions(self, prompt: Prompt, part: slice, span: Span) -> Tensor:
         if prompt.positions is None:
-            return self._positions(span)
+            return self._positions(span.rows)
         return prompt.positions[:, part].to(self._device)
 
     def _shift_after(self, prompt: Prompt) -> None:
         """Let positions go on after the largest of the prompt's own (an image takes few)."""
         if prompt.positions is not None:
-            self.state.offset.fill_(int(prompt.positions.max()) + 1 - self._length)
+            self._offset = int(prompt.positions.max()) + 1 - self._length
+            self._go_to(self._length)
 
-    def _positions(self, span: Span) -> Tensor:
-        return span.slots + self.state.offset
+    def _positions(self, rows: int) -> Tensor:
+        first = self.state.position
+        return first if rows == 1 else first + torch.arange(rows, device=self._device)
 
     def _embed(self, token_ids: Tensor) -> Tensor:
         return self._operators.embed(token_ids, self.weights.embedding, self.weights.dtype)
@@ -320,7 +330,12 @@ class Decoder:
 
     def _count_on(self, rows: int) -> None:
         self._length += rows
-        self.state.first.add_(rows)
+        self.state.place.add_(rows)
+
+    def _go_to(self, length: int) -> None:
+        self._length = length
+        self.state.first.fill_(length)
+        self.state.position.fill_(length + self._offset)
 
 
 def load_decoder(
