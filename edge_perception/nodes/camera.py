@@ -94,6 +94,14 @@ PARAMETERS = (
         fixed=True,
     ),
     Declaration(
+        "slot_bytes",
+        0,
+        "Bytes of one decoded frame, to take the ring's memory when the node is configured; 0 takes"
+        " it with the first frame. Larger frames make a larger ring.",
+        bounds=(0, 128 << 20),
+        fixed=True,
+    ),
+    Declaration(
         "max_image_bytes",
         64 << 20,
         "Largest image taken, decoded, in bytes; larger ones are dropped and counted.",
@@ -135,10 +143,10 @@ class CameraNode(ManagedNode):
         self._handles: Any = None
 
     def configure(self) -> None:
-        """Make the ring; its memory follows with the first frame's size."""
+        """Make the ring, in the size given, or in that of the first frame when it comes."""
         values = self.parameter_values()
         self.apply_parameters(values)
-        spec = RingSpec(name=self.get_name(), slots=values["slots"])
+        spec = RingSpec(self.get_name(), values["slots"], values["slot_bytes"])
         self._choice = _choose(
             values["frame_transport"],
             across_processes=values["share_frames"],

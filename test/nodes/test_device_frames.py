@@ -18,6 +18,7 @@ pytest.importorskip("rclpy")
 from emulated_gpu import EmulatedTransport
 from fake_tensorrt import FakeWorkspace, fake_tensorrt
 from pictures import BLUE, GREEN, RED, picture, raw_fields
+from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
 from tiny_models import write_detector
@@ -26,7 +27,9 @@ from edge_perception.core.detections import Detections
 from edge_perception.core.latency import SpanRecorder
 from edge_perception.detection import runtimes
 from edge_perception.detection.detector import DetectionSettings, open_detector
+from edge_perception.errors import FrameError
 from edge_perception.gpu import transports
+from edge_perception.gpu.host_memory import HostMemory
 from edge_perception.gpu.lease import FrameLease
 from edge_perception.nodes.camera import CameraNode
 from edge_perception.nodes.detector import DetectorNode
@@ -145,6 +148,30 @@ def test_detections_do_not_depend_on_where_frames_lie_and_the_way_is_told(
     uploaded = sum(gpu.uploads for gpu in workspaces) - uploads
     assert uploaded == (len(SENT) if way == "host to gpu" else 0)
     assert graph.camera.ring.counters.leases_held == 0
+
+
+class FullGpu(EmulatedTransport):
+    """Room for a probe, and no more."""
+
+    def allocate(self, slots: int, slot_bytes: int) -> HostMemory:
+        if slot_bytes < 1 << 20:
+            return super().allocate(slots, slot_bytes)
+        raise FrameError(f"not enough memory for {slots} slots of {slot_bytes} bytes on a GPU")
+
+
+def test_gpu_without_room_for_the_stream_is_told_at_configure(
+    ros: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(transports._TRANSPORTS, "cuda_in_process", FullGpu)
+    camera = CameraNode("camera_of_a_full_gpu")
+    values = {"frame_transport": "cuda_in_process", "slots": 5, "slot_bytes": 6_220_800}
+    camera.set_parameters([Parameter(name, value=value) for name, value in values.items()])
+    assert camera.trigger_configure() == TransitionCallbackReturn.FAILURE
+    assert "not enough memory for 5 slots of 6220800 bytes" in camera._health()[1]
+    camera.set_parameters([Parameter("slot_bytes", value=0)])
+    assert camera.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    camera.stop()
+    camera.destroy_node()
 
 
 def test_gpu_readers_ask_the_probe_and_its_answer_is_told(
