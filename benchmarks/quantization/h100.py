@@ -3,40 +3,34 @@
     python benchmarks/quantization/h100.py smollm2 --data DIR --out ladder.json
     python benchmarks/quantization/h100.py llama3-8b --out cost.json
 
-DIR holds ``smollm2.gguf`` (or its pieces ``smollm2.gguf.00``, ...), ``tokenizer.json`` and
-WikiText-2's ``test.txt`` and ``valid.txt``. The model is calibrated on valid and measured on test.
-The JSON is written anew after every run, so that a run that is cut short loses little.
+DIR is told in ``gguf_ladder.py``. The JSON is written anew after every run, so that a run that is
+cut short loses little. The ladder runs on a CPU too, if it is given few windows.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 import zlib
 from dataclasses import asdict
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from gguf_ladder import Limits, Source, machine, measure_ladder
 from ladder import ladder_runs
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from edge_perception.quantization import gptq
-from edge_perception.quantization.evaluate import gap_share, measure_fidelity, windows_of
 from edge_perception.quantization.grid import WeightFormat
-from edge_perception.quantization.ladder import quantise_copy
 from edge_perception.quantization.pipeline import quantize_tower
-from edge_perception.quantization.recipe import Recipe, Scaling, recipe_for
+from edge_perception.quantization.recipe import recipe_for
 from edge_perception.quantization.streaming import record_samples
 from edge_perception.quantization.structure import Tower, find_towers
-from edge_perception.vlm.loaders.gguf import GgufCheckpoint
 
-WINDOW = 2048
 TEST_WINDOWS = 16
 
 
@@ -57,109 +51,17 @@ def check_graphs(device: torch.device) -> None:
         gptq._graphed_block = lambda *shape: partial(gptq._round_block, highest_code=shape[2])
 
 
-def machine(device: torch.device, commit: str) -> dict[str, str]:
-    """Where and when a figure was taken."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    return {
-        "machine": name or platform.machine(),
-        "torch": torch.__version__,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit,
-    }
-
-
-def join_pieces(folder: Path, name: str) -> Path:
-    """The file ``name`` of ``folder``, joined from its numbered pieces if it lies in pieces."""
-    whole = folder / name
-    pieces = sorted(folder.glob(f"{name}.[0-9][0-9]"))
-    if not whole.exists() and pieces:
-        whole.write_bytes(b"".join(piece.read_bytes() for piece in pieces))
-    return whole
-
-
-def load_smollm2(folder: Path, device: torch.device) -> nn.Module:
-    """The float reference: SmolLM2's GGUF, dequantised to float32."""
-    checkpoint = GgufCheckpoint(join_pieces(folder, "smollm2.gguf"))
-    settings = dict(checkpoint.config)
-    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    missing = model.load_state_dict(dict(checkpoint.items()), strict=False).missing_keys
-    model.tie_weights()
-    if [name for name in missing if name != "lm_head.weight"]:
-        raise SystemExit(f"missing weights: {missing}")
-    return model.to(device).eval()
-
-
-def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """What tells two runs of one method and format apart."""
-    return {
-        "float_target": recipe.float_target, "clipping": recipe.clipping.value,
-        "alpha": recipe.alpha if recipe.scaling is Scaling.SMOOTHQUANT else None,
-        "activations": recipe.activations.value, "damping": recipe.damping,
-        "activation_order": recipe.activation_order, "odd_width": recipe.odd_width.value,
-    }  # fmt: skip
-
-
-def token_ids(folder: Path, name: str) -> Tensor:
-    """A text's token ids."""
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-    return torch.tensor(tokenizer((folder / name).read_text(encoding="utf-8"))["input_ids"])
-
-
-def run_smollm2(arguments: argparse.Namespace) -> None:
-    """Measure the whole ladder on SmolLM2."""
-    device = torch.device(arguments.device)
-    model = load_smollm2(arguments.data, device)
-    test = windows_of(token_ids(arguments.data, "test.txt"), WINDOW, arguments.windows)
-    valid = token_ids(arguments.data, "valid.txt")
-    windows = [w.to(device) for w in test]
-    cached = [model(window).logits[0].half() for window in windows]
-    by_window = {id(window): logits for window, logits in zip(windows, cached, strict=True)}
-    reference = measure_fidelity(lambda w: model(w).logits[0], None, windows)
-    report: dict[str, Any] = machine(device, arguments.commit) | {
-        "model": "SmolLM2-135M-Instruct", "float_ppl": reference.perplexity, "runs": [],
-    }  # fmt: skip
-    print(f"float {reference.perplexity:.4f}", flush=True)
-    rtn: dict[WeightFormat, float] = {}
-    begun = time.perf_counter()
-    for run in ladder_runs(arguments.only):
-        if time.perf_counter() - begun > arguments.seconds:
-            print(f"no time left for {run.name}", flush=True)
-            continue
-        count = arguments.calibration_windows or run.windows
-        windows_for = windows_of(valid, run.window_length, count * WINDOW // run.window_length)
-        size = max(1, arguments.batch_tokens // run.window_length)
-        calibration = [
-            torch.cat(windows_for[i : i + size]) for i in range(0, len(windows_for), size)
-        ]
-        batches = [{"input_ids": ids.to(device)} for ids in calibration]
-        made = quantise_copy(model, run.recipe, batches, device)
-        got = measure_fidelity(
-            lambda w, q=made.model: q(w).logits[0], lambda w: by_window[id(w)], windows
-        )
-        if run.recipe.method == "rtn":
-            rtn[run.recipe.form] = got.perplexity
-        base = rtn.get(run.recipe.form)
-        share = gap_share(got.perplexity, reference.perplexity, base) if base else None
-        form = run.recipe.form
-        report["runs"].append(
-            {
-                "name": run.name, "method": run.recipe.method, "implementation": "ours",
-                **asdict(form), **settings_of(run.recipe),
-                "ppl": got.perplexity, "gap_share_of_rtn": share, "kl": got.kl,
-                "agreement": got.agreement, "seconds": made.seconds, "bytes": made.bytes,
-                "calibration_tokens": (
-                    sum(c.numel() for c in calibration) if run.recipe.needs_calibration else 0
-                ),
-            }
-        )  # fmt: skip
-        print(
-            f"{run.name:42s} b{form.bits} g{form.group_size:<4d} ppl {got.perplexity:8.4f} "
-            f"share {share if share is None else round(share, 3)} kl {got.kl:.4f} "
-            f"{made.seconds:.1f}s",
-            flush=True,
-        )
-        arguments.out.write_text(json.dumps(report, indent=1))
+def run_ladder(arguments: argparse.Namespace) -> None:
+    """Measure a GGUF's ladder, SmolLM2's if nothing else is named."""
+    source = Source(arguments.data, arguments.gguf, arguments.name, arguments.bos)
+    limits = Limits(
+        arguments.windows, arguments.window, arguments.calibration_windows,
+        arguments.batch_tokens, arguments.seconds,
+    )  # fmt: skip
+    measure_ladder(
+        source, ladder_runs(arguments.only), limits, torch.device(arguments.device),
+        commit=arguments.commit, out=arguments.out,
+    )  # fmt: skip
 
 
 LLAMA3_8B = {
@@ -275,7 +177,11 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--commit", default="unknown")
     parser.add_argument("--only", nargs="*")
+    parser.add_argument("--gguf", default="smollm2.gguf", help="another model's file in --data")
+    parser.add_argument("--name", default="SmolLM2-135M-Instruct")
+    parser.add_argument("--bos", type=int, help="token that begins every window (Gemma: 2)")
     parser.add_argument("--windows", type=int, default=TEST_WINDOWS)
+    parser.add_argument("--window", type=int, default=2048)
     parser.add_argument("--calibration-windows", type=int, default=0)
     parser.add_argument("--batch-tokens", type=int, default=32768)
     parser.add_argument("--samples", type=int, default=128)
@@ -286,7 +192,7 @@ def main() -> None:
     with torch.no_grad():
         if arguments.device == "cuda":
             check_graphs(torch.device("cuda"))
-        {"smollm2": run_smollm2, "llama3-8b": run_llama3_8b}[arguments.what](arguments)
+        {"smollm2": run_ladder, "llama3-8b": run_llama3_8b}[arguments.what](arguments)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,8 @@ def gptqmodel(work: Path, out: Path, bits: int) -> str:
     from gptqmodel import GPTQModel, QuantizeConfig
 
     config = QuantizeConfig(bits=bits, group_size=GROUP_SIZE, sym=False)
-    model = GPTQModel.load(str(work / "float"), config)
+    dtype = torch.float16 if torch.cuda.is_available() else torch.float32
+    model = GPTQModel.load(str(work / "float"), config, dtype=dtype)
     windows = calibration_windows(work)
     model.quantize(
         [{"input_ids": window, "attention_mask": [1] * len(window)} for window in windows],

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from h100 import join_pieces, machine, token_ids
+from gguf_ladder import join_pieces, machine, token_ids
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
