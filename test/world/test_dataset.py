@@ -34,13 +34,37 @@ def test_instances_hold_what_the_plan_says(written):
         assert annotation["area"] > 0
 
 
+def test_texts_and_masks_lie_beside_the_pictures(written):
+    _, folder = written
+    names = [image["file_name"] for image in document_of(folder)["images"]]
+    captions = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
+    assert [record["image"] for record in captions] == names
+    asked = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+    assert all(record.keys() == {"image", "type", "question", "answer"} for record in asked)
+    assert {record["image"] for record in asked} <= set(names)
+    cv2 = pytest.importorskip("cv2")
+    mask = cv2.imread(
+        str(folder / "masks" / names[0]).replace(".jpg", ".png"), cv2.IMREAD_UNCHANGED
+    )
+    assert mask.shape == (120, 160)
+    first = [a for a in document_of(folder)["annotations"] if a["image_id"] == 1]
+    large = {a["instance_id"] for a in first if a["area"] > 400}
+    assert large <= set(mask.flat)
+
+
+def document_of(folder):
+    return json.loads((folder / "instances.json").read_text())
+
+
 def test_an_interrupted_data_set_is_completed_to_the_same_bytes(written):
     plan, folder = written
     before = (folder / "instances.json").read_bytes()
+    questions = (folder / "questions.jsonl").read_bytes()
     (folder / "scenes" / "004000001.json").unlink()
     (folder / "instances.json").unlink()
     assert list(write_dataset(plan, folder)) == [2, 1]
     assert (folder / "instances.json").read_bytes() == before
+    assert (folder / "questions.jsonl").read_bytes() == questions
 
 
 def test_a_complete_data_set_is_not_rendered_again(written, monkeypatch):
