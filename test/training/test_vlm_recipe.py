@@ -150,7 +150,7 @@ def test_shrunk_pictures_get_no_turns_about_places(examples):
         torch.tensor([True]),
     )
     turns = draw_turns(examples, torch.tensor([0]), shrunk, 20)[0]
-    about_place = {TURN_KINDS.index(kind) for kind in ("place", "locate")}
+    about_place = {TURN_KINDS.index(kind) for kind in ("place", "locate", "way")}
     kinds = examples.kinds[0, 0].tolist()
     forbidden = [
         examples.turns[0, 0, slot] for slot, kind in enumerate(kinds) if kind in about_place
@@ -209,10 +209,10 @@ def test_exam_counts_an_answer_only_with_all_its_tokens(learner, tokenizer, tmp_
                         row[start + offset, token] = 1.0
             return logits
 
-    monkeypatch.setattr(
-        "training.vlm.exam.read_turns",
-        lambda vlm, patches, turns, layout: turns.unflatten(1, (-1, 24)),
-    )
+    def turns_alone(_vlm, _patches, turns, _layout):
+        return turns.unflatten(1, (-1, 24))
+
+    monkeypatch.setattr("training.vlm.exam.read_turns", turns_alone)
     monkeypatch.setattr(learner.vlm, "lm_head", SaysYes())
     right = right_answers(
         learner.vlm, asked, tmp_path, tokenizer, device=torch.device("cpu"), side=160

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 TURN_KINDS = (*KINDS, "locate")
 """Kinds of short turns; a turn's kind is its place here."""
 
-MOVED = ("place", "locate")
-"""Kinds whose answers change when the picture is shrunk and shifted."""
+MOVED = ("place", "locate", "way")
+"""Kinds whose answers may change when the picture is shrunk and shifted."""
 
 TURN_TOKENS = 24
 CAPTION_TOKENS = 64
