@@ -25,7 +25,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from edge_perception.quantization.evaluate import gap_share, measure_fidelity, windows_of
 from edge_perception.quantization.grid import WeightFormat
 from edge_perception.quantization.ladder import Quantised, quantise_copy
-from edge_perception.quantization.recipe import Recipe, Scaling
 from edge_perception.vlm.loaders.gguf import GgufCheckpoint
 
 RUN_WINDOW = 2048
@@ -43,11 +42,7 @@ class Source:
 
     def windows(self, text: str, length: int, count: int | None = None) -> list[Tensor]:
         """Windows int64 [1, length] of ``text``."""
-        ids = token_ids(self.folder, text)
-        if self.bos is None:
-            return windows_of(ids, length, count)
-        start = torch.tensor([[self.bos]])
-        return [torch.cat([start, w], dim=1) for w in windows_of(ids, length - 1, count)]
+        return windows_of(token_ids(self.folder, text), length, count, bos=self.bos)
 
 
 def machine(device: torch.device, commit: str) -> dict[str, str]:
@@ -114,21 +109,11 @@ class Judge:
         share = None if rtn is None else gap_share(got.perplexity, self.perplexity, rtn)
         return {
             "name": run.name, "method": run.recipe.method, "implementation": "ours",
-            **asdict(run.recipe.form), **settings_of(run.recipe), "ppl": got.perplexity,
+            **asdict(run.recipe.form), **run.recipe.settings, "ppl": got.perplexity,
             "gap_share_of_rtn": 1.0 if run.recipe.method == "rtn" else share, "kl": got.kl,
             "agreement": got.agreement, "seconds": made.seconds, "bytes": made.bytes,
             "calibration_tokens": tokens if run.recipe.needs_calibration else 0,
         }  # fmt: skip
-
-
-def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """What tells two runs of one method and format apart."""
-    return {
-        "float_target": recipe.float_target, "clipping": recipe.clipping.value,
-        "alpha": recipe.alpha if recipe.scaling is Scaling.SMOOTHQUANT else None,
-        "activations": recipe.activations.value, "damping": recipe.damping,
-        "activation_order": recipe.activation_order, "odd_width": recipe.odd_width.value,
-    }  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from edge_perception.quantization.grid import PER_CHANNEL, WeightFormat
 from edge_perception.quantization.recipe import (
-    Activations,
     Clipping,
     OddWidth,
     Recipe,
@@ -76,13 +75,10 @@ def _all_runs() -> list[Run]:
             Run(f"{tag}-{m}", recipe_for(m, form, odd_width=OddWidth.SHRINK_GROUP))
             for m in ("rtn", "awq", "gptq", "awq+gptq")
         ]
-    for suffix, activations in (("", Activations.DYNAMIC), ("-static", Activations.STATIC)):
-        runs.append(Run(f"w8a8{suffix}", recipe_for("w8a8", activations=activations)))
+    for suffix in ("", "-static"):
+        runs.append(Run(f"w8a8{suffix}", recipe_for(f"w8a8{suffix}")))
         runs += [
-            Run(
-                f"smoothquant{suffix}-{alpha}",
-                recipe_for("smoothquant", alpha=alpha, activations=activations),
-            )
+            Run(f"smoothquant{suffix}-{alpha}", recipe_for(f"smoothquant{suffix}", alpha=alpha))
             for alpha in SMOOTHQUANT_ALPHAS
         ]
     return runs

@@ -37,7 +37,10 @@ def add_parser(commands: Any) -> None:
         nargs="+",
         metavar="METHOD",
         default=["rtn", "awq", "gptq", "awq+gptq"],
-        help="rungs: rtn awq awq-plain gptq awq+gptq w8a8 smoothquant",
+        help="rungs: rtn awq awq-plain gptq awq+gptq; w8a8 and smoothquant, also with -static",
+    )
+    parser.add_argument(
+        "--alpha", type=float, nargs="+", default=[0.5], help="SmoothQuant's migration strengths"
     )
     parser.add_argument("--bits", type=int, nargs="+", choices=(3, 4, 8), default=[4, 3])
     parser.add_argument("--out", type=Path, default=Path("out/ladder"))
@@ -48,6 +51,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure and report."""
     require_toolkit()
+    from edge_perception.quantization.calibration import begin_token
     from edge_perception.quantization.comparison import choose_device, read_windows, with_conditions
     from edge_perception.quantization.ladder_page import render_ladder
 
@@ -58,6 +62,7 @@ def run(options: argparse.Namespace) -> int:
         length=options.window,
         count=options.windows,
         device=device,
+        bos=begin_token(options.model) if options.bos else None,
     )
     conditions = {
         "text": f"{options.text.name}, {len(windows)} windows of {options.window} tokens",
@@ -111,23 +116,32 @@ def _ladder(options: argparse.Namespace, windows: Sequence[Any], device: str) ->
 
 def _recipes(options: argparse.Namespace) -> Sequence[Recipe]:
     from edge_perception.quantization.grid import WeightFormat
-    from edge_perception.quantization.recipe import Activations, OddWidth, recipe_for
+    from edge_perception.quantization.recipe import OddWidth, recipe_for
 
     odd_width = OddWidth(options.odd_width)
-    recipes: list[Recipe] = []
-    for bits in options.bits:
-        form = WeightFormat(bits, options.group_size, options.symmetric)
-        recipes += [recipe_for(method, form, odd_width=odd_width) for method in options.methods]
     # W8A8 has its own format, whatever --bits says: once is enough.
-    weight_only = [r for r in recipes if r.activations is Activations.FLOAT]
-    others = {r.method: r for r in recipes if r.activations is not Activations.FLOAT}
-    return [*weight_only, *others.values()]
+    eight = [method for method in options.methods if method.startswith(("w8a8", "smoothquant"))]
+    recipes = [
+        recipe_for(
+            method,
+            WeightFormat(bits, options.group_size, options.symmetric),
+            odd_width=odd_width,
+        )
+        for bits in options.bits
+        for method in options.methods
+        if method not in eight
+    ]
+    for method in eight:
+        alphas = options.alpha if method.startswith("smoothquant") else [0.5]
+        recipes += [recipe_for(method, alpha=alpha) for alpha in alphas]
+    return recipes
 
 
 def _tell(run: Mapping[str, Any]) -> None:
     share = run["gap_share_of_rtn"]
+    name = run["method"] if run["alpha"] is None else f"{run['method']} {run['alpha']}"
     print(
-        f"{run['method']:12s} {run['bits']} bits g{run['group_size']:<4d}"
+        f"{name:22s} {run['bits']} bits g{run['group_size']:<4d}"
         f" ppl {run['ppl']:8.3f}  share of RTN's loss"
         f" {'–' if share is None else format(share, '.3f'):>6s}  KL {run['kl']:.4f}"
         f"  same token {run['agreement']:.1%}  {run['seconds']:.1f} s",

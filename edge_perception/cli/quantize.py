@@ -71,6 +71,9 @@ def add_format_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calibration-tokens", type=int, default=131072)
     parser.add_argument("--window", type=int, default=2048, help="tokens a forward call sees")
     parser.add_argument(
+        "--bos", action="store_true", help="begin every window with that token (Gemma needs it)"
+    )
+    parser.add_argument(
         "--tokenizer", type=Path, help="folder or tokenizer.json; the model's own if not given"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N")
@@ -171,7 +174,11 @@ def _calibration(
 
 def text_calls(options: argparse.Namespace, device: str) -> list[Mapping[str, Any]]:
     """The calibration text as forward calls."""
-    from edge_perception.quantization.calibration import read_token_ids, text_batches
+    from edge_perception.quantization.calibration import (
+        begin_token,
+        read_token_ids,
+        text_batches,
+    )
 
     return list(
         text_batches(
@@ -180,6 +187,7 @@ def text_calls(options: argparse.Namespace, device: str) -> list[Mapping[str, An
             tokens=options.calibration_tokens,
             batch_tokens=4 * options.window,
             device=device,
+            bos=begin_token(options.model) if options.bos else None,
         )
     )
 

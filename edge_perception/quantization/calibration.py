@@ -18,6 +18,7 @@ from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 from edge_perception.errors import QuantizationError
 from edge_perception.quantization.evaluate import windows_of
 from edge_perception.quantization.streaming import Batch
+from edge_perception.vlm.assembly import open_weights
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 PROMPT = "Describe this image in detail."
@@ -31,7 +32,7 @@ class Processor(Protocol):
 
 
 def read_token_ids(text: Path, tokenizer: Path) -> Tensor:
-    """A text file's token ids, int64 [T].
+    """A text file's token ids, int64 [T], without special tokens.
 
     ``tokenizer`` is a checkpoint folder or a ``tokenizer.json``. Raises ``QuantizationError``.
     """
@@ -51,14 +52,39 @@ def read_token_ids(text: Path, tokenizer: Path) -> Tensor:
             mend="Name a tokenizer with --tokenizer.",
         ) from error
     # A whole file is longer than any model's context: it is cut into windows afterwards.
-    return torch.tensor(encode(words, verbose=False)["input_ids"], dtype=torch.int64)
+    ids = encode(words, add_special_tokens=False, verbose=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def begin_token(model: Path) -> int:
+    """The begin-of-text token that a checkpoint's configuration names."""
+    with open_weights(model) as source:
+        config = source.config
+    found = config.get("text_config", config).get("bos_token_id")
+    if not isinstance(found, int):
+        raise QuantizationError(
+            "the checkpoint names no begin-of-text token",
+            expected="bos_token_id in config.json",
+            got=found,
+            mend="Leave --bos away.",
+        )
+    return found
 
 
 def text_batches(
-    token_ids: Tensor, *, window: int, tokens: int, batch_tokens: int, device: str
+    token_ids: Tensor,
+    *,
+    window: int,
+    tokens: int,
+    batch_tokens: int,
+    device: str,
+    bos: int | None = None,
 ) -> list[Batch]:
-    """Forward calls of whole windows, ``tokens`` in all (less if the text is shorter)."""
-    windows = windows_of(token_ids, window, max(1, tokens // window))
+    """Forward calls of whole windows, ``tokens`` in all (less if the text is shorter).
+
+    ``bos``, where it is given, begins every window.
+    """
+    windows = windows_of(token_ids, window, max(1, tokens // window), bos=bos)
     size = max(1, batch_tokens // window)
     stacked = [torch.cat(windows[i : i + size]) for i in range(0, len(windows), size)]
     return [{"input_ids": batch.to(device)} for batch in stacked]

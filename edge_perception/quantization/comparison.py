@@ -32,10 +32,10 @@ def choose_device(wanted: str) -> str:
 
 
 def read_windows(
-    text: Path, tokenizer: Path, *, length: int, count: int, device: str
+    text: Path, tokenizer: Path, *, length: int, count: int, device: str, bos: int | None = None
 ) -> list[Tensor]:
-    """The first ``count`` windows int64 [1, length] of a text, on ``device``."""
-    windows = windows_of(read_token_ids(text, tokenizer), length, count)
+    """The first ``count`` windows int64 [1, length] of a text, each begun by ``bos`` if given."""
+    windows = windows_of(read_token_ids(text, tokenizer), length, count, bos=bos)
     return [window.to(device) for window in windows]
 
 

@@ -34,11 +34,18 @@ class Fidelity:
     tokens: int
 
 
-def windows_of(token_ids: Tensor, length: int, count: int | None = None) -> list[Tensor]:
+def windows_of(
+    token_ids: Tensor, length: int, count: int | None = None, *, bos: int | None = None
+) -> list[Tensor]:
     """Consecutive windows [1, length] of a token sequence [T], the rest dropped.
 
-    Raises ``QuantizationError`` where the text is shorter than one window.
+    ``bos`` takes the first place of every window: some models (Gemma) make sense of a text only
+    after their begin-of-text token. Raises ``QuantizationError`` where the text is shorter than
+    one window.
     """
+    if bos is not None:
+        start = torch.tensor([[bos]], dtype=token_ids.dtype, device=token_ids.device)
+        return [torch.cat([start, w], dim=1) for w in windows_of(token_ids, length - 1, count)]
     available = token_ids.numel() // length
     if available == 0:
         raise QuantizationError(

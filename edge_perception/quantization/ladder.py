@@ -112,7 +112,7 @@ def _row(
     return {
         "method": recipe.method,
         **asdict(recipe.form),
-        "float_target": recipe.float_target,
+        **recipe.settings,
         "implementation": "ours",
         "ppl": got.perplexity,
         "gap_share_of_rtn": None if rtn_ppl is None else gap_share(

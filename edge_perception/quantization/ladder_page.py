@@ -10,6 +10,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from edge_perception.quantization.grid import PER_CHANNEL
+
 _COLUMNS = (
     ("method", "method", "{}"),
     ("implementation", "by", "{}"),
@@ -53,7 +55,7 @@ def _model(name: str, result: Mapping[str, Any]) -> str:
     runs = result["runs"]
     return (
         f"<h2>{escape(name)}</h2><p>Float perplexity {result['float_ppl']:.3f}.</p>"
-        f"{_table(runs)}<figure>{_plot(result)}</figure>"
+        f"{_table(runs)}{_plots(result)}"
     )
 
 
@@ -70,21 +72,48 @@ def _table(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def _cell(run: Mapping[str, Any], key: str, form: str) -> str:
     """A figure for people, a dash where it was not taken."""
+    if key == "method":
+        return _name(run)
+    if key == "group_size":
+        return _group(run)
     value = run.get(key)
-    if key == "method" and run.get("float_target"):
-        return f"{value}, float target {run['float_target']}"
     return "–" if value is None else form.format(value)
 
 
-def _plot(result: Mapping[str, Any]) -> str:
+def _name(run: Mapping[str, Any]) -> str:
+    """The method with the settings that tell its runs apart."""
+    told = [str(run["method"])]
+    if run.get("alpha") is not None:
+        told.append(f"alpha {run['alpha']}")
+    if run.get("float_target"):
+        told.append(f"float target {run['float_target']}")
+    if run.get("note"):
+        told.append(str(run["note"]))
+    return ", ".join(told)
+
+
+def _group(run: Mapping[str, Any]) -> str:
+    size = "channel" if run["group_size"] == PER_CHANNEL else str(run["group_size"])
+    return f"{size}, symmetric" if run.get("symmetric") else size
+
+
+def _plots(result: Mapping[str, Any]) -> str:
+    """A figure for each code width: their losses are of different sizes."""
+    widths = sorted({run["bits"] for run in result["runs"]}, reverse=True)
+    by_width = [[run for run in result["runs"] if run["bits"] == bits] for bits in widths]
+    return "".join(
+        f"<figure><figcaption>{bits} bits</figcaption>{_plot(runs, result['float_ppl'])}</figure>"
+        for bits, runs in zip(widths, by_width, strict=True)
+    )
+
+
+def _plot(runs: Sequence[Mapping[str, Any]], float_ppl: float) -> str:
     """Loss against float, and the divergence, by method."""
-    runs = result["runs"]
     rungs = range(len(runs))  # positions, since two runs may be called alike
     figure = Figure(figsize=(11, 0.34 * len(runs) + 1.4))
     axes = figure.subplots(1, 2, sharey=True)
-    losses = [run["ppl"] - result["float_ppl"] for run in runs]
     for axis, values, title in (
-        (axes[0], losses, "perplexity above float"),
+        (axes[0], [run["ppl"] - float_ppl for run in runs], "perplexity above float"),
         (axes[1], [run["kl"] for run in runs], "KL to float, nats"),
     ):
         bars = axis.barh(rungs, values, color="#2f6fab")
@@ -101,5 +130,5 @@ def _plot(result: Mapping[str, Any]) -> str:
 
 
 def _label(run: Mapping[str, Any]) -> str:
-    target = f", float target {run['float_target']}" if run.get("float_target") else ""
-    return f"{run['method']}{target}, {run['bits']} bits g{run['group_size']}"
+    by = run.get("implementation", "ours")
+    return f"{_name(run)}, group {_group(run)}" + ("" if by == "ours" else f" ({by})")

@@ -88,6 +88,19 @@ class Recipe:
             )
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What tells two recipes of one method and format apart, for reports."""
+        return {
+            "clipping": self.clipping.value,
+            "float_target": self.float_target,
+            "alpha": self.alpha if self.scaling is Scaling.SMOOTHQUANT else None,
+            "activations": self.activations.value,
+            "odd_width": self.odd_width.value,
+            "damping": self.damping,
+            "activation_order": self.activation_order,
+        }
+
+    @property
     def needs_calibration(self) -> bool:
         """Whether the layers' inputs have to be seen."""
         return (
@@ -129,7 +142,9 @@ METHODS: dict[str, dict[str, Any]] = {
         "rounding": Rounding.FEEDBACK,
     },
     "w8a8": {"activations": Activations.DYNAMIC},
+    "w8a8-static": {"activations": Activations.STATIC},
     "smoothquant": {"scaling": Scaling.SMOOTHQUANT, "activations": Activations.DYNAMIC},
+    "smoothquant-static": {"scaling": Scaling.SMOOTHQUANT, "activations": Activations.STATIC},
 }
 """The named methods, as choices in the recipe."""
 

@@ -14,7 +14,7 @@ from edge_perception.errors import QuantizationError
 from edge_perception.quantization.evaluate import gap_share, measure_fidelity, windows_of
 from edge_perception.quantization.grid import WeightFormat
 from edge_perception.quantization.ladder import climb, layer_bytes, quantise_copy
-from edge_perception.quantization.recipe import Activations, recipe_for
+from edge_perception.quantization.recipe import recipe_for
 
 WORDS = torch.randint(0, 128, (1, 64), generator=torch.Generator().manual_seed(7))
 CPU = torch.device("cpu")
@@ -44,6 +44,11 @@ def test_windows_are_consecutive_and_whole() -> None:
     assert [w.tolist() for w in windows] == [[[0, 1, 2, 3]], [[4, 5, 6, 7]]]
 
 
+def test_windows_begin_with_the_token_they_are_given() -> None:
+    windows = windows_of(torch.arange(10, 20), 4, 2, bos=1)
+    assert [window.tolist() for window in windows] == [[[1, 10, 11, 12]], [[1, 13, 14, 15]]]
+
+
 def test_text_shorter_than_a_window_is_refused() -> None:
     with pytest.raises(QuantizationError, match="too little text"):
         windows_of(torch.arange(3), 4)
@@ -62,7 +67,7 @@ def test_ladder_measures_every_rung_against_the_float_model() -> None:
         recipe_for("awq+gptq", form),
         recipe_for("rtn", WeightFormat(8, 32)),
         recipe_for("w8a8"),
-        recipe_for("smoothquant", activations=Activations.STATIC),
+        recipe_for("smoothquant-static", alpha=0.7),
     ]
     result = climb(model, recipes, [{"input_ids": WORDS}], [WORDS], CPU)
     rtn, both, eight, w8a8, static = result["runs"]
@@ -71,6 +76,7 @@ def test_ladder_measures_every_rung_against_the_float_model() -> None:
     assert 0 < w8a8["kl"] < rtn["kl"]
     assert static["calibration_tokens"] == 64
     assert rtn["calibration_tokens"] == 0
+    assert (w8a8["alpha"], static["alpha"]) == (None, 0.7)
     assert eight["bytes"] > 1.7 * rtn["bytes"]
 
 
@@ -151,6 +157,23 @@ def test_command_climbs_the_ladder(checkpoint: Path) -> None:
     page = (checkpoint / "report" / "ladder.html").read_text()
     assert page.count("<tr") == 5
     assert "<svg" in page
+
+
+def test_command_sweeps_smoothquants_alpha(checkpoint: Path, capsys) -> None:
+    command = ["evaluate-lm", str(checkpoint / "float"), "--ladder", "--bos"]
+    command += ["--methods", "rtn", "w8a8", "smoothquant-static", "--alpha", "0.4", "0.8"]
+    command += ["--bits", "4", "3", "--text", str(checkpoint / "text.txt")]
+    assert main([*command, "--out", str(checkpoint / "report"), *common(checkpoint)]) == 0
+    report = json.loads((checkpoint / "report" / "ladder.json").read_text())
+    told = [(run["method"], run["bits"], run["alpha"]) for run in report["models"]["float"]["runs"]]
+    assert told == [
+        ("rtn", 4, None),
+        ("rtn", 3, None),
+        ("w8a8", 8, None),
+        ("smoothquant-static", 8, 0.4),
+        ("smoothquant-static", 8, 0.8),
+    ]
+    assert "smoothquant-static, alpha 0.8" in (checkpoint / "report" / "ladder.html").read_text()
 
 
 def test_dry_run_tells_sizes_and_writes_nothing(checkpoint: Path, capsys) -> None:
