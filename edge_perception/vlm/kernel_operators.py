@@ -38,6 +38,7 @@ from edge_perception.vlm.weights import FloatWeight, LinearWeight
 
 _CHANNELS = 16  # of the result, a block of linear.cu
 _LINEAR_THREADS = 256
+_TILE_BYTES = 4 * 2 * 16 * _LINEAR_THREADS  # of shared memory, for tiles on their way
 _PADDING = 8  # halves after a normed row in shared memory
 _NORM_BYTES = 32 * 1024  # of normed rows in shared memory; beyond, they are normed by a launch
 _CHUNK = 128  # slots, a block of attention.cu
@@ -188,9 +189,9 @@ class KernelOperators:
             address(inputs), address(norm), address(residual), address(y), eps, len(inputs)
         )
         grid = (-(-outputs // _CHANNELS), 1, 1)
-        shared = 0 if norm is None else 2 * len(inputs) * (inputs.shape[1] + _PADDING)
+        normed = 0 if norm is None else 2 * len(inputs) * (inputs.shape[1] + _PADDING)
         self._launcher.launch(
-            "linear.cu", f"{what}_{_kind(weight)}", grid, _LINEAR_THREADS, shared,
+            "linear.cu", f"{what}_{_kind(weight)}", grid, _LINEAR_THREADS, _TILE_BYTES + normed,
             Matrix.of(weight), described,
         )  # fmt: skip
         return y

@@ -10,8 +10,10 @@
 // A block makes 16 channels of y; its 8 warps split K among them, a tile at a time, in turns, and
 // add up in a fixed order. Of a tile a lane holds 16 bytes of codes of two channels: 32 neighbouring
 // k of 4 bits. The product's own order of k differs from that of memory, in W and x alike, and a
-// sum does not mind. Each warp keeps four tiles on their way. The first ones are asked for before
-// the kernel waits for its inputs: they come while the kernel before it ends.
+// sum does not mind. Each warp keeps four tiles on their way, into shared memory, where they take no
+// registers, so that blocks of the next kernel find room too. The first tiles are asked for before
+// the kernel waits for its inputs: they come while the kernel before it ends. A thread reads what
+// it has asked for itself: nobody waits for another warp's loads.
 //
 // Codes become fp16 by setting the exponent above them: 1024 + code, or 64 + code where the code
 // stands four bits higher. Taking that offset and the zero point off each weight would cost more
@@ -28,6 +30,7 @@ constexpr int kThreads = 32 * kWarps;
 constexpr int kChannels = 16;  // of y, a block
 constexpr int kRows = 8;       // of x, at most
 constexpr int kAhead = 4;      // tiles a warp has on their way
+constexpr int kHeld = 2;       // octets of the norm's weight that a thread holds: 4096 columns
 constexpr int kPadding = 8;    // halves between normed rows: they lie in different banks
 
 // 16 channels by a tile's columns, into a warp's sums; two chains of products, to wait less.
@@ -57,9 +60,35 @@ __device__ __forceinline__ void add_tile(float (&sums)[4], const Tile& tile,
   }
 }
 
-// RMSNorm of rows by a whole block, rounded where the oracle rounds; a row's sum has one order.
-__device__ __forceinline__ void norm_rows(const half_bits* x, const half_bits* weight, float eps,
-                                          int rows, int columns, half_bits* normed, int stride) {
+// The norm's weight for the first columns that a thread norms; no kernel writes it.
+struct Gains { Bytes16 held[kHeld]; };
+
+__device__ __forceinline__ Gains load_gains(const half_bits* weight, int columns) {
+  Gains gains = {};
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    const int k = 8 * (threadIdx.x + i * kThreads);
+    if (k < columns) gains.held[i] = *(const Bytes16*)(weight + k);
+  }
+  return gains;
+}
+
+// x * factor * gain, rounded where the oracle rounds.
+__device__ __forceinline__ Bytes16 normed_octet(const Bytes16& x, float factor,
+                                                const Bytes16& gain) {
+  Bytes16 out = {};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const float scaled = to_float(to_half(half_at(x, i) * factor));
+    out.word[i / 2] |= (unsigned)to_half(scaled * half_at(gain, i)) << 16 * (i % 2);
+  }
+  return out;
+}
+
+// RMSNorm of rows by a whole block; a row's sum has one order.
+__device__ __forceinline__ void norm_rows(const half_bits* x, const half_bits* weight,
+                                          const Gains& gains, float eps, int rows, int columns,
+                                          half_bits* normed, int stride) {
   __shared__ float squares_of[kRows][kWarps];
   for (int row = 0; row < rows; ++row) {
     float squares = 0.0f;
@@ -76,17 +105,17 @@ __device__ __forceinline__ void norm_rows(const half_bits* x, const half_bits* w
     float total = 0.0f;
     for (int i = 0; i < kWarps; ++i) total += squares_of[row][i];
     const float factor = rsqrtf(total / columns + eps);
-    for (int k = 8 * threadIdx.x; k < columns; k += 8 * kThreads) {
-      const Bytes16 values = *(const Bytes16*)(x + (long long)row * columns + k);
-      const Bytes16 weights = *(const Bytes16*)(weight + k);
-      Bytes16 out = {};
+    const half_bits* from = x + (long long)row * columns;
+    half_bits* to = normed + (long long)row * stride;
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const float scaled = to_float(to_half(half_at(values, i) * factor));
-        out.word[i / 2] |= (unsigned)to_half(scaled * half_at(weights, i)) << 16 * (i % 2);
-      }
-      *(Bytes16*)(normed + (long long)row * stride + k) = out;
+    for (int i = 0; i < kHeld; ++i) {
+      const int k = 8 * (threadIdx.x + i * kThreads);
+      if (k < columns)
+        *(Bytes16*)(to + k) = normed_octet(*(const Bytes16*)(from + k), factor, gains.held[i]);
     }
+    for (int k = 8 * (threadIdx.x + kHeld * kThreads); k < columns; k += 8 * kThreads)
+      *(Bytes16*)(to + k) = normed_octet(*(const Bytes16*)(from + k), factor,
+                                         *(const Bytes16*)(weight + k));
   }
   __syncthreads();
 }
@@ -95,9 +124,27 @@ __device__ __forceinline__ void norm_rows(const half_bits* x, const half_bits* w
 extern "C" __global__ void __launch_bounds__(kThreads)
 normalise(const half_bits* x, const half_bits* weight, float eps, int columns, half_bits* normed) {
   start_next_kernel();
+  const Gains gains = load_gains(weight, columns);
   wait_for_last_kernel();
   const long long row = (long long)blockIdx.x * columns;
-  norm_rows(x + row, weight, eps, 1, columns, normed + row, columns);
+  norm_rows(x + row, weight, gains, eps, 1, columns, normed + row, columns);
+}
+
+template <int kParts> constexpr int kTilePieces = 2 * kParts * kThreads;  // of 16 bytes, a block
+constexpr int kAheadPieces = kAhead * 2 * kThreads;
+
+// Sends for a lane's codes of a tile: each thread has places of its own.
+template <int kBits, int kParts>
+__device__ __forceinline__ void ask_for_tile(Bytes16* to, const Matrix& w,
+                                             const Channels (&from)[kParts], int column) {
+  if (column < w.columns)
+#pragma unroll
+    for (int part = 0; part < kParts; ++part)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        copy_async(to + (2 * part + half) * kThreads + threadIdx.x,
+                   codes_at<kBits>(w, from[part], half, column), true);
+  end_copies();
 }
 
 template <int kBits, bool kWholeTiles, bool kGateUp>
@@ -105,29 +152,32 @@ __device__ __forceinline__ void multiply(const Matrix& w, const Inputs& in) {
   constexpr int kParts = kGateUp ? 2 : 1;  // gate rows lie before up rows
   constexpr int kTurns = kAhead / kParts;
   constexpr int kTurn = kWarps * kTile<kBits>;
-  extern __shared__ __align__(16) half_bits normed[];
+  extern __shared__ __align__(16) Bytes16 memory[];  // tiles on their way, then normed rows
   __shared__ float shares[kWarps][kParts][kChannels][kRows];
+  half_bits* normed = (half_bits*)(memory + kAheadPieces);
 
   start_next_kernel();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int row = lane / 4, own = lane % 4 * kLaneColumns<kBits>;
   const int outputs = w.channels / kParts, first = blockIdx.x * kChannels;
   const unsigned per_group = kBits == 16 ? 0 : 0xffffffffu / w.group_size + 1;
+  int column = warp * kTile<kBits> + own;
   Channels from[kParts];
-  Tile tiles[kTurns][kParts] = {};
+  Tile tiles[kParts] = {}, next[kParts] = {};
 #pragma unroll
-  for (int part = 0; part < kParts; ++part)
+  for (int part = 0; part < kParts; ++part) {
     from[part] = find_channels<kBits>(w, first + row + part * outputs, (part + 1) * outputs - 1);
+    load_groups<kBits>(next[part], w, from[part], column, per_group);
+  }
 #pragma unroll
   for (int n = 0; n < kTurns; ++n)
-#pragma unroll
-    for (int part = 0; part < kParts; ++part)
-      load_tile<kBits>(tiles[n][part], from[part], warp * kTile<kBits> + n * kTurn + own,
-                       w.columns, per_group);
+    ask_for_tile<kBits>(memory + n * kTilePieces<kParts>, w, from, column + n * kTurn);
+  Gains gains = {};
+  if (in.norm) gains = load_gains(in.norm, w.columns);
 
   wait_for_last_kernel();
   if (in.norm)
-    norm_rows(in.x, in.norm, in.norm_eps, in.rows, w.columns, normed, w.columns + kPadding);
+    norm_rows(in.x, in.norm, gains, in.norm_eps, in.rows, w.columns, normed, w.columns + kPadding);
   // Lanes of rows that are not there compute the last row again: nobody sees it.
   const int of = min(row, in.rows - 1);
   const half_bits* x = in.norm ? normed + of * (w.columns + kPadding) : in.x + of * w.columns;
@@ -137,21 +187,23 @@ __device__ __forceinline__ void multiply(const Matrix& w, const Inputs& in) {
   const float residual = writes && in.residual ? to_float(in.residual[at]) : 0.0f;
 
   float sums[kParts][4] = {};
-  for (int start = warp * kTile<kBits>; start < w.columns; start += kTurns * kTurn) {
+  for (int turn = 0; column - own < w.columns; turn = (turn + 1) % kTurns, column += kTurn) {
+    Bytes16 values[kLaneColumns<kBits> / 8];
 #pragma unroll
-    for (int n = 0; n < kTurns; ++n) {
-      const int column = start + n * kTurn + own;
-      if (column - own >= w.columns) break;
-      Bytes16 values[kLaneColumns<kBits> / 8];
+    for (int i = 0; i < kLaneColumns<kBits> / 8; ++i)
+      values[i] = column < w.columns ? *(const Bytes16*)(x + column + 8 * i) : Bytes16{};
+    Bytes16* arriving = memory + turn * kTilePieces<kParts>;
+    wait_for_copies<kTurns - 1>();
 #pragma unroll
-      for (int i = 0; i < kLaneColumns<kBits> / 8; ++i)
-        values[i] = column < w.columns ? *(const Bytes16*)(x + column + 8 * i) : Bytes16{};
+    for (int part = 0; part < kParts; ++part) {
+      tiles[part] = next[part];
+      load_groups<kBits>(next[part], w, from[part], column + kTurn, per_group);
 #pragma unroll
-      for (int part = 0; part < kParts; ++part) {
-        add_tile<kBits, kWholeTiles>(sums[part], tiles[n][part], values);
-        load_tile<kBits>(tiles[n][part], from[part], column + kTurns * kTurn, w.columns, per_group);
-      }
+      for (int half = 0; half < 2; ++half)
+        tiles[part].codes[half] = arriving[(2 * part + half) * kThreads + threadIdx.x];
+      add_tile<kBits, kWholeTiles>(sums[part], tiles[part], values);
     }
+    ask_for_tile<kBits>(arriving, w, from, column + kTurns * kTurn);
   }
 
   for (int part = 0; part < kParts; ++part)

@@ -129,7 +129,7 @@ __device__ __forceinline__ void multiply_many(const Matrix& w, const Inputs& in,
     const int part = kGateUp ? m : 0, tile = kGateUp ? 0 : 16 * m;
     from[m] = find_channels<4>(w, first + warp_output + tile + lane / 4 + part * outputs,
                                (part + 1) * outputs - 1);
-    load_tile<4>(next[m], from[m], begin * kStep + own, w.columns, per_group);
+    load_tile<4>(next[m], w, from[m], begin * kStep + own, per_group);
   }
   wait_for_last_kernel();
   if (begin < end) copy_rows(in, w.columns, first_row, begin, staged);
@@ -144,7 +144,7 @@ __device__ __forceinline__ void multiply_many(const Matrix& w, const Inputs& in,
 #pragma unroll
     for (int m = 0; m < kWarpTiles; ++m) {
       tiles[m] = next[m];
-      load_tile<4>(next[m], from[m], (step + 1) * kStep + own, w.columns, per_group);
+      load_tile<4>(next[m], w, from[m], (step + 1) * kStep + own, per_group);
     }
     wait_for_copies<1>();
     __syncthreads();

@@ -46,41 +46,50 @@ struct Tile {
   half_bits scale[2];
 };
 
-// Where a lane's two channels lie.
-struct Channels {
-  const uint8* codes[2];
-  const half_bits* scales[2];
-  const uint8* zeros[2];
-};
+// Where a lane's two channels begin: in 16 bytes of codes, and in groups.
+struct Channels { unsigned codes[2], groups[2]; };
 
 template <int kBits>
 __device__ __forceinline__ Channels find_channels(const Matrix& w, int first, int last) {
-  Channels c = {};
-  const int groups = kBits == 16 ? 0 : w.columns / w.group_size;
+  Channels c;
+  const unsigned groups = kBits == 16 ? 0 : w.columns / w.group_size;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const long long channel = min(first + 8 * half, last);
-    c.codes[half] = w.codes + channel * w.columns * kBits / 8;
-    c.scales[half] = w.scales + channel * groups;
-    c.zeros[half] = w.zeros + channel * groups;
+    const unsigned channel = min(first + 8 * half, last);
+    c.codes[half] = channel * (w.columns / kLaneColumns<kBits>);
+    c.groups[half] = channel * groups;
   }
   return c;
+}
+
+template <int kBits>
+__device__ __forceinline__ const uint8* codes_at(const Matrix& w, const Channels& from, int half,
+                                                 int column) {
+  return w.codes + 16ull * (from.codes[half] + column / kLaneColumns<kBits>);
 }
 
 // ``per_group``: 2^32 / group_size, rounded up; exact for what is below 65536. Beyond the columns
 // the tile keeps what it holds, which x = 0 multiplies.
 template <int kBits>
-__device__ __forceinline__ void load_tile(Tile& tile, const Channels& from, int column, int columns,
-                                          unsigned per_group) {
-  if (column >= columns) return;
+__device__ __forceinline__ void load_groups(Tile& tile, const Matrix& w, const Channels& from,
+                                            int column, unsigned per_group) {
+  if (kBits == 16 || column >= w.columns) return;
   const unsigned group = __umulhi(column, per_group);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    tile.codes[half] = load_once(from.codes[half] + column * kBits / 8);
-    if (kBits == 16) continue;
-    tile.zero[half] = from.zeros[half][group];
-    tile.scale[half] = from.scales[half][group];
+    tile.zero[half] = w.zeros[from.groups[half] + group];
+    tile.scale[half] = w.scales[from.groups[half] + group];
   }
+}
+
+template <int kBits>
+__device__ __forceinline__ void load_tile(Tile& tile, const Matrix& w, const Channels& from,
+                                          int column, unsigned per_group) {
+  if (column >= w.columns) return;
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+    tile.codes[half] = load_once(codes_at<kBits>(w, from, half, column));
+  load_groups<kBits>(tile, w, from, column, per_group);
 }
 
 template <int kBits, bool kWholeTiles>
