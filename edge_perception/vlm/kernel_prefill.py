@@ -109,9 +109,7 @@ class Prefill:
     def _multiply_dense(self, inputs: Tensor, weight: FloatWeight | PackedWeight) -> Tensor:
         if isinstance(weight, FloatWeight):
             return functional.linear(inputs, weight.values, weight.bias)
-        y = torch.empty(
-            len(inputs), weight.out_features, dtype=torch.float16, device=self._device
-        )
+        y = torch.empty(len(inputs), weight.out_features, dtype=torch.float16, device=self._device)
         channels = max(1, SLICE_BYTES // (2 * weight.in_features))
         for start in range(0, weight.out_features, channels):
             part = slice(start, min(start + channels, weight.out_features))
