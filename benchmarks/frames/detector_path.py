@@ -59,9 +59,13 @@ class TorchEngine:
     def __init__(self, manifest: Manifest) -> None:
         self.inputs, self.outputs = manifest.inputs, manifest.outputs
         torch.manual_seed(0)
-        model = NanoDetector(ModelConfig(CLASSES, HEIGHT, WIDTH)).eval()
-        self._model = fuse_batch_norm(model).cuda().requires_grad_(False)
+        self._model = self.make_model()
         self._graph: torch.cuda.CUDAGraph | None = None
+
+    def make_model(self) -> torch.nn.Module:
+        """The network on the GPU, from images to raw outputs."""
+        model = NanoDetector(ModelConfig(CLASSES, HEIGHT, WIDTH)).eval()
+        return fuse_batch_norm(model).cuda().requires_grad_(False)
 
     def bind(self, addresses: Mapping[str, int]) -> None:
         """View the tensors where they are."""
@@ -106,7 +110,7 @@ class Path:
     """The product's path around that network, and a ring on the GPU."""
 
     def __init__(self) -> None:
-        self.manifest = _manifest()
+        self.manifest = network_manifest()
         backend = DeviceBackend("torch", TorchEngine(self.manifest), Workspace(), cuda_graph=False)
         self._backend = backend
         self._path = DevicePath(self.manifest, backend)
@@ -161,7 +165,8 @@ class Path:
         self._backend.close()
 
 
-def _manifest() -> Manifest:
+def network_manifest() -> Manifest:
+    """What the engine takes and gives, and how pictures go in."""
     rows = sum((HEIGHT // stride) * (WIDTH // stride) for stride in STRIDES)
     tensors = (
         TensorSpec("images", (1, 3, HEIGHT, WIDTH)),

@@ -113,8 +113,11 @@ class VisionLanguageModel(Protocol):
         Raises ``DeviceMemoryError`` where memory is short; a smaller side may then do.
         """
 
-    def begin(self, features: ImageFeatures, question: Question, sampling: Sampling) -> TokenSource:
-        """Begin an answer; the one before ends. Raises ``DecodingError`` where it cannot fit."""
+    def begin(self, features: Any, question: Question, sampling: Sampling) -> TokenSource:
+        """Begin an answer about what ``encode_image`` returned; the one before ends.
+
+        Raises ``DecodingError`` where the prompt cannot fit.
+        """
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Turn tokens into text; special tokens are left out."""

@@ -1,0 +1,324 @@
+"""Two ways to run a transformers model's language tower: our decoder, or its own forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from edge_perception.core.sampling import Sampling
+from edge_perception.vlm.answering import TokenMask
+from edge_perception.vlm.decoder import Decoder
+from edge_perception.vlm.device_memory import memory_errors
+from edge_perception.vlm.language_model import LanguageModel, Prompt, check_room
+from edge_perception.vlm.models import ModelChoice
+from edge_perception.vlm.sampling import choose_tokens
+from edge_perception.vlm.turns import Yield, go_on
+from edge_perception.vlm.weights import DecoderWeights
+
+
+class Encoded(Protocol):
+    """An encoded picture: embeddings [T, hidden], Qwen's grid int64 [1, 3], the whole output."""
+
+    embeddings: Tensor
+    grid: Tensor | None
+    output: Any
+
+
+@dataclass(frozen=True)
+class AskedPrompt:
+    """A question's token ids int64 [T] on the model's device, and the picture it is about."""
+
+    token_ids: Tensor
+    picture: Encoded
+    image_token: int
+
+    @property
+    def is_image(self) -> Tensor:
+        """Which tokens are the picture's: bool [T]."""
+        return self.token_ids == self.image_token
+
+
+class LanguageTower(Protocol):
+    """Runs one sequence; chooses tokens among a mask's, or all of them.
+
+    ``needs_output`` tells whether it wants a vision tower's whole output.
+    """
+
+    name: str
+    capacity: int
+    needs_output: bool
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+
+    def start(self, model: nn.Module, prompt: AskedPrompt, sampling: Sampling) -> None:
+        """Prepare a prompt; the sequence before ends. Runs nothing yet."""
+
+    def first(self, mask: Tensor | None, between: Yield) -> int:
+        """Run the prompt and choose a token."""
+
+    def next(self, mask: Tensor | None, between: Yield) -> int:
+        """Run the token chosen last and choose another."""
+
+    def work(self) -> AbstractContextManager[Any]:
+        """Within it, torch's work goes where the tower's goes."""
+
+    def synchronize(self) -> None:
+        """Wait for what was queued within ``work``."""
+
+    def close(self) -> None:
+        """Free what the tower holds; idempotent."""
+
+
+class TowerSource:
+    """A ``TokenSource`` by a language tower."""
+
+    def __init__(
+        self, tower: LanguageTower, model: nn.Module, prompt: AskedPrompt, sampling: Sampling
+    ) -> None:
+        check_room(0, len(prompt.token_ids), tower.capacity)
+        self.prompt_tokens = len(prompt.token_ids)
+        self._tower = tower
+        self._device = prompt.token_ids.device
+        tower.start(model, prompt, sampling)
+
+    @property
+    def room(self) -> int:
+        """Tokens that still fit; the one chosen last has not been run yet."""
+        return self._tower.capacity - self._tower.length
+
+    def first(self, mask: TokenMask | None = None, between: Yield = go_on) -> int:
+        """Run the prompt; see ``TokenSource``."""
+        return self._run(self._tower.first, mask, between)
+
+    def next(self, mask: TokenMask | None = None, between: Yield = go_on) -> int:
+        """Run a token; see ``TokenSource``."""
+        return self._run(self._tower.next, mask, between)
+
+    @torch.inference_mode()
+    def _run(
+        self, run: Callable[[Tensor | None, Yield], int], mask: TokenMask | None, between: Yield
+    ) -> int:
+        with memory_errors(), self._tower.work():
+            allowed = None if mask is None else torch.from_numpy(mask).to(self._device)
+            return run(allowed, between)
+
+
+class Scorer(LanguageModel, Protocol):
+    """A ``LanguageModel`` that also tells the logits, for choosing among a mask's tokens."""
+
+    def logits(self, prompt: Prompt) -> Tensor:
+        """Append a prompt and return the logits [T, V] after each of its tokens."""
+
+
+class DecoderTower:
+    """Our decoder; the cache of a prompt's beginning is kept for the next about its picture."""
+
+    needs_output = False
+
+    def __init__(
+        self, decoder: Scorer, stream: Any = None, close: Callable[[], None] = go_on
+    ) -> None:
+        self.name = "our decoder" if stream is None else "our decoder, CUDA graphs"
+        self.capacity = decoder.capacity
+        self._decoder = decoder
+        self._stream = stream
+        self._close = close
+        self._sampling = Sampling()
+        self._asked: AskedPrompt | None = None
+        self._prompt: Prompt | None = None
+        self._kept: tuple[AskedPrompt, Sampling] | None = None
+        self._token = 0
+        self._is_pending = False
+
+    @classmethod
+    def open(cls, weights: DecoderWeights, choice: ModelChoice) -> DecoderTower:
+        """On a GPU with captured steps on a stream of low priority, on the CPU as it is."""
+        capacity = min(choice.context, weights.shape.max_positions)
+        segments = min(choice.segments, weights.shape.layers)
+        if not choice.device.startswith("cuda"):
+            return cls(Decoder(weights, capacity=capacity))
+        from edge_perception.gpu.cuda import Device, Stream
+        from edge_perception.vlm.graphs import capture_decoder
+
+        ordinal = torch.device(choice.device).index or 0
+        stream = Stream(Device(ordinal))
+        decoder = capture_decoder(
+            weights, stream.handle, capacity=capacity, segments=segments, most_rows=1
+        )
+
+        def close() -> None:
+            decoder.close()
+            stream.close()
+
+        return cls(decoder, torch.cuda.ExternalStream(stream.handle, device=choice.device), close)
+
+    @property
+    def length(self) -> int:
+        return self._decoder.length
+
+    def start(self, model: nn.Module, prompt: AskedPrompt, sampling: Sampling) -> None:
+        embeddings = model.get_input_embeddings()(prompt.token_ids)  # type: ignore[operator]
+        embeddings = embeddings.clone()
+        embeddings[prompt.is_image] = prompt.picture.embeddings.to(embeddings.dtype)
+        positions = _rotary_positions(model, prompt)
+        self._prompt = Prompt(prompt.token_ids, embeddings, positions)
+        self._asked, self._sampling = prompt, sampling
+
+    def first(self, mask: Tensor | None, between: Yield) -> int:
+        assert self._asked is not None
+        assert self._prompt is not None
+        shared = self._shared()
+        if shared:
+            self._decoder.rewind(shared)
+        else:
+            self._decoder.start(self._sampling)
+        self._kept = None  # until the prompt has been run
+        token = self._append(_part(self._prompt, shared, len(self._prompt)), mask, between)
+        self._kept = self._asked, self._sampling
+        return token
+
+    def next(self, mask: Tensor | None, between: Yield) -> int:
+        if mask is None and self._is_pending:
+            self._token = self._decoder.step(between)
+            return self._token
+        return self._append(Prompt.of([self._token]), mask, between)
+
+    def work(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def synchronize(self) -> None:
+        if self._stream is not None:
+            done = torch.cuda.Event(blocking=True)
+            done.record(self._stream)
+            done.synchronize()
+
+    def close(self) -> None:
+        self._prompt = self._asked = self._kept = None
+        close, self._close = self._close, go_on
+        close()
+
+    def _append(self, prompt: Prompt, mask: Tensor | None, between: Yield) -> int:
+        self._is_pending = mask is None
+        if mask is None:
+            self._token = self._decoder.prefill(prompt, between)
+            return self._token
+        last = len(prompt) - 1
+        if last:  # the head's output for a whole prompt would be large, and for nothing
+            self._decoder.prefill(_part(prompt, 0, last), between)
+        logits = self._decoder.logits(_part(prompt, last, last + 1))
+        self._token = _choose(logits, mask, self._sampling, self.length - 1)
+        return self._token
+
+    def _shared(self) -> int:
+        """How many tokens of the prompt are in the cache already; its last is always run."""
+        if self._kept is None or self._asked is None or self._kept[1] != self._sampling:
+            return 0
+        kept, asked = self._kept[0], self._asked
+        if kept.picture is not asked.picture:
+            return 0
+        pairs = zip(kept.token_ids.tolist(), asked.token_ids.tolist())
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return min(same, len(asked.token_ids) - 1)
+
+
+class ForwardTower:
+    """The forward of transformers' own model, token by token."""
+
+    needs_output = True
+
+    def __init__(self, capacity: int) -> None:
+        self.name = "transformers"
+        self.capacity = capacity
+        self.length = 0
+        self._model: nn.Module | None = None
+        self._asked: AskedPrompt | None = None
+        self._cache: DynamicCache | None = None
+        self._sampling = Sampling()
+        self._token = 0
+
+    def start(self, model: nn.Module, prompt: AskedPrompt, sampling: Sampling) -> None:
+        self._model, self._asked, self._sampling = model, prompt, sampling
+        self._cache, self.length = DynamicCache(config=model.config), 0
+
+    def first(self, mask: Tensor | None, between: Yield) -> int:
+        assert self._asked is not None
+        picture, token_ids = self._asked.picture, self._asked.token_ids
+        between()
+        more: dict[str, Any] = {"mm_encoder_outputs": {"image": picture.output}}
+        if picture.grid is not None:
+            more["image_grid_thw"] = picture.grid
+            more["mm_token_type_ids"] = self._asked.is_image.to(torch.int64)[None]
+        return self._forward(token_ids, mask, more)
+
+    def next(self, mask: Tensor | None, between: Yield) -> int:
+        between()
+        token_ids = torch.tensor([self._token], device=self._asked_device())
+        return self._forward(token_ids, mask, {})
+
+    def work(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def synchronize(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()
+
+    def close(self) -> None:
+        self._model = self._asked = self._cache = None
+
+    def _asked_device(self) -> torch.device:
+        assert self._asked is not None
+        return self._asked.token_ids.device
+
+    def _forward(self, token_ids: Tensor, mask: Tensor | None, more: dict[str, Any]) -> int:
+        assert self._model is not None
+        output = self._model(
+            input_ids=token_ids[None],
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **more,
+        )
+        self.length += len(token_ids)
+        self._token = _choose(output.logits[0], mask, self._sampling, self.length - 1)
+        return self._token
+
+
+def _choose(logits: Tensor, mask: Tensor | None, sampling: Sampling, slot: int) -> int:
+    """Choose after the last row of ``logits`` [T, V], among the tokens of a mask [V]."""
+    row = logits[-1:]
+    if mask is not None:
+        row = row.masked_fill(~mask[: row.shape[-1]], float("-inf"))
+    return int(choose_tokens(row, sampling, torch.tensor([slot], device=row.device)))
+
+
+def _part(prompt: Prompt, start: int, stop: int) -> Prompt:
+    """Some rows of a prompt."""
+    if start == 0 and stop == len(prompt):
+        return prompt
+    rows = slice(start, stop)
+    return Prompt(
+        prompt.token_ids[rows],
+        None if prompt.embeddings is None else prompt.embeddings[rows],
+        None if prompt.positions is None else prompt.positions[:, rows],
+    )
+
+
+def _rotary_positions(model: nn.Module, prompt: AskedPrompt) -> Tensor | None:
+    """Positions int64 [3, T] for models that place pictures in time, height and width."""
+    if prompt.picture.grid is None:
+        return None
+    places, _ = model.get_submodule("model").get_rope_index(  # type: ignore[operator]
+        prompt.token_ids[None],
+        mm_token_type_ids=prompt.is_image.to(torch.int64)[None],
+        image_grid_thw=prompt.picture.grid,
+    )
+    return places[:, 0]
