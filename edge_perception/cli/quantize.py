@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from edge_perception.quantization.job import Job
     from edge_perception.quantization.pipeline import Progress
 
-_EXPORTED = ("rtn", "awq", "awq-plain", "gptq", "awq+gptq")
+_METHODS = (
+    *("rtn", "awq", "awq-plain", "gptq", "awq+gptq"),
+    *("w8a8", "w8a8-static", "smoothquant", "smoothquant-static"),
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -32,14 +35,16 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("model", type=Path, help="checkpoint folder with safetensors, or a .gguf")
     parser.add_argument("--out", type=Path, required=True, help="folder to write (or to resume)")
     add_format_arguments(parser)
-    parser.add_argument("--method", choices=_EXPORTED, default="awq")
+    parser.add_argument("--method", choices=_METHODS, default="awq")
     parser.add_argument("--bits", type=int, choices=(3, 4, 8), default=4)
     parser.add_argument(
         "--layout",
-        choices=("awq", "compressed-tensors"),
+        choices=("awq", "compressed-tensors", "w8a8"),
         default="awq",
-        help="awq: AutoAWQ gemm, 4 bits; compressed-tensors: pack-quantized",
+        help="awq: AutoAWQ gemm, 4 bits; compressed-tensors: pack-quantized; w8a8:"
+        " compressed-tensors int-quantized, for the methods w8a8 and smoothquant",
     )
+    parser.add_argument("--alpha", type=float, default=0.5, help="SmoothQuant's strength")
     parser.add_argument(
         "--float-target",
         type=float,
@@ -127,7 +132,7 @@ def _job(options: argparse.Namespace) -> Job:
     from edge_perception.quantization.recipe import OddWidth, recipe_for
 
     form = WeightFormat(options.bits, options.group_size, options.symmetric)
-    choices: dict[str, Any] = {"odd_width": OddWidth(options.odd_width)}
+    choices: dict[str, Any] = {"odd_width": OddWidth(options.odd_width), "alpha": options.alpha}
     if options.float_target:
         choices["float_target"] = options.float_target
     return Job(

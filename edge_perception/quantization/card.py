@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from edge_perception import __version__
 from edge_perception.quantization.grid import PER_CHANNEL
 from edge_perception.quantization.plan import Plan
-from edge_perception.quantization.recipe import Recipe
+from edge_perception.quantization.recipe import Activations, Recipe
 
 _CITATIONS = {
     "awq": "AWQ (Lin et al., MLSys 2024, arXiv 2306.00978)",
     "gptq": "GPTQ (Frantar et al., ICLR 2023, arXiv 2210.17323)",
     "rtn": "round to nearest",
+    "smoothquant": "SmoothQuant (Xiao et al., ICML 2023, arXiv 2211.10438)",
+    "w8a8": "round to nearest, weights and activations",
 }
 
 
@@ -38,6 +40,10 @@ def model_card(name: str, recipe: Recipe, layout: str, plan: Plan, notes: Mappin
         "size": f"{plan.bytes / 1e6:.1f} MB, {plan.float_bytes / 1e6:.1f} MB before",
         **notes,
     }
+    if recipe.settings["alpha"] is not None:
+        rows["alpha"] = str(recipe.alpha)
+    if recipe.activations is not Activations.FLOAT:
+        rows["activations"] = f"8 bits, {recipe.activations.value}"
     if recipe.float_target:
         rows["float target"] = f"{recipe.float_target} (GPTAQ's idea, arXiv 2504.02692)"
     table = "\n".join(f"| {row} | {value} |" for row, value in rows.items())

@@ -31,6 +31,7 @@ from edge_perception.quantization.encoding import (
     marker_of,
 )
 from edge_perception.quantization.pipeline import BlockResult
+from edge_perception.quantization.recipe import Activations, Recipe
 
 REQUEST_FILE = "quantization_request.json"
 INDEX_FILE = "model.safetensors.index.json"
@@ -127,20 +128,21 @@ class ShardSink:
         layout: ExportLayout,
         numbers: Mapping[str, int],
         stored_names: Mapping[str, str],
-        bits: int,
+        recipe: Recipe,
     ) -> None:
         self._folder = folder
         self._layout = layout
         self._numbers = numbers
         self._stored = stored_names
-        self._bits = bits
+        self._bits = recipe.form.bits
+        self._static_inputs = recipe.activations is Activations.STATIC
 
     def store(self, path: str, block: nn.Module, result: BlockResult) -> None:
         """Write the block's shard: codes, and all that stays in float."""
         tensors: dict[str, Tensor] = {}
         for name, weight in result.items():
             layer = self._layer(path, name)
-            encoded = encode_layer(weight, self._layout)
+            encoded = encode_layer(weight, self._layout, static_inputs=self._static_inputs)
             tensors |= {f"{layer}.{suffix}": value for suffix, value in encoded.items()}
         for name, parameter in block.named_parameters():
             if name.removesuffix(".weight") not in result:

@@ -183,7 +183,9 @@ class _Workpiece:
             for name, form in self.plan.differing(self.job.recipe.form).items()
         }
         layout, form = self.job.layout, self.job.recipe.form
-        section = quantization_config(layout, form, others, self.plan.ignored)
+        section = quantization_config(
+            layout, form, others, self.plan.ignored, self.job.recipe.activations
+        )
         kept = {key: value for key, value in self.source.config.items() if key != "torch_dtype"}
         return kept | {"dtype": float_type_name(self.dtype), "quantization_config": section}
 
@@ -201,7 +203,7 @@ class _Workpiece:
         kept = [tower.path for tower in towers if tower.is_vision and calibrated]
         source = DiskBlocks(self.source, self.stored, self.dtype, kept)
         numbers = {path: number for number, path in enumerate(self.blocks)}
-        sink = ShardSink(folder, job.layout, numbers, self.stored, job.recipe.form.bits)
+        sink = ShardSink(folder, job.layout, numbers, self.stored, job.recipe)
         for tower in towers:
             samples: list[Sample] = []
             if calibrated:

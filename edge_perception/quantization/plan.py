@@ -12,7 +12,7 @@ from torch import nn
 from edge_perception.errors import QuantizationError
 from edge_perception.quantization.encoding import ExportLayout
 from edge_perception.quantization.grid import WeightFormat
-from edge_perception.quantization.recipe import Recipe
+from edge_perception.quantization.recipe import Activations, Recipe
 from edge_perception.quantization.structure import Tower, find_towers, linear_names
 from edge_perception.vlm.assembly import is_tied
 
@@ -67,6 +67,7 @@ def make_plan(
     sizes = {name: p.numel() * p.element_size() for name, p in model.named_parameters()}
     packed = {
         f"{name}.weight": encoded_bytes(model.get_submodule(name), form, layout)
+        + (4 if recipe.activations is Activations.STATIC else 0)  # the inputs' scale
         for name, form in formats.items()
     }
     ignored = _ignored(model, formats, [t for t in every if t not in chosen], layout)
@@ -108,6 +109,8 @@ def encoded_bytes(module: nn.Module, form: WeightFormat, layout: ExportLayout) -
     groups = columns // form.group_size_for(columns)
     if layout is ExportLayout.AWQ:
         return rows * columns // 2 + groups * rows // 2 + 2 * groups * rows
+    if layout is ExportLayout.W8A8:
+        return rows * columns + 2 * groups * rows
     shape_bytes = 2 * 8
     words = rows * -(-columns * form.bits // 32)
     zero_words = 0 if form.symmetric else groups * -(-rows * form.bits // 32)

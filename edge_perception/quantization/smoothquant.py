@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from edge_perception.vlm.rounded_inputs import round_inputs, static_scale
+
 _LEAST = 1e-5
-_HIGHEST = 127
 
 
 def smoothing_scales(
@@ -30,18 +31,7 @@ def smoothing_scales(
     return (inputs / weight_abs_max.clamp(min=_LEAST).pow(1 - alpha)).clamp(min=_LEAST)
 
 
-def fake_quantize_activations(inputs: Tensor, abs_max: float | None = None) -> Tensor:
-    """Round to 8 bits and back: a scale a token, or the static range ``abs_max``."""
-    if abs_max is None:
-        reach = inputs.abs().amax(dim=-1, keepdim=True).clamp(min=_LEAST)
-    else:
-        reach = torch.full((), max(abs_max, _LEAST), dtype=inputs.dtype, device=inputs.device)
-    scale = reach / _HIGHEST
-    return torch.round(inputs / scale).clamp_(-_HIGHEST - 1, _HIGHEST) * scale
-
-
 def quantize_inputs_of(layer: nn.Module, abs_max: float | None) -> None:
     """From now on ``layer`` sees its input rounded to 8 bits (as a W8A8 engine computes)."""
-    layer.register_forward_pre_hook(
-        lambda _module, args: (fake_quantize_activations(args[0], abs_max), *args[1:])
-    )
+    scale = None if abs_max is None else static_scale(abs_max)
+    layer.register_forward_pre_hook(lambda _module, args: (round_inputs(args[0], scale), *args[1:]))

@@ -24,7 +24,8 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 from edge_perception.errors import CheckpointError
 from edge_perception.vlm.loaders.checkpoint import Checkpoint
 from edge_perception.vlm.loaders.gguf import GgufCheckpoint
-from edge_perception.vlm.packed_linear import PackedEmbedding, PackedLinear, PackedWeight
+from edge_perception.vlm.packed_linear import PackedEmbedding, PackedLinear
+from edge_perception.vlm.rounded_inputs import RoundedInputLinear
 
 _CLASS_ENDINGS = ("ForCausalLM", "ForConditionalGeneration")
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -185,15 +186,24 @@ def load_model(
         fill(model, source, model_names(model, plain), device=device, dtype=dtype)
         for layer, name in model_names(model, [f"{layer}.weight" for layer in packed]).items():
             assert isinstance(source, Checkpoint)
-            weight = source.packed(layer.removesuffix(".weight")).to(device)
-            _put_packed(model, name.removesuffix(".weight"), weight)
+            linear = _packed_linear(source, layer.removesuffix(".weight"), device)
+            _put_packed(model, name.removesuffix(".weight"), linear)
     _tie(model)
     _expect_complete(model, path)
     return model.to(device)  # buffers
 
 
-def _put_packed(model: nn.Module, name: str, weight: PackedWeight) -> None:
+def _packed_linear(source: Checkpoint, layer: str, device: torch.device) -> PackedLinear:
+    """A quantised layer; one whose checkpoint says W8A8 rounds its inputs as well."""
+    weight = source.packed(layer).to(device)
+    if source.scheme is not None and source.scheme.rounds_inputs:
+        return RoundedInputLinear(weight, source.input_scale(layer))
+    return PackedLinear(weight)
+
+
+def _put_packed(model: nn.Module, name: str, linear: PackedLinear) -> None:
     """Replace a linear layer or an embedding by its quantised form."""
+    weight = linear.packed
     parent, _, leaf = name.rpartition(".")
     try:
         there = model.get_submodule(name)
@@ -209,10 +219,8 @@ def _put_packed(model: nn.Module, name: str, weight: PackedWeight) -> None:
     dtype = there.get_parameter("weight").dtype
     if isinstance(there, nn.Embedding):
         factor = float(getattr(there, "embed_scale", 1.0))
-        new: PackedLinear = PackedEmbedding(weight, dtype, factor)
-    else:
-        new = PackedLinear(weight)
-    setattr(model.get_submodule(parent), leaf, new)
+        linear = PackedEmbedding(weight, dtype, factor)
+    setattr(model.get_submodule(parent), leaf, linear)
 
 
 def _tie(model: nn.Module) -> None:

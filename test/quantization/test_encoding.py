@@ -120,3 +120,24 @@ def test_awq_layout_refuses_layers_of_other_formats() -> None:
         quantization_config(
             ExportLayout.AWQ, WeightFormat(4, 128), {"layer": WeightFormat(4, 64)}, []
         )
+
+
+@pytest.mark.parametrize("method", ["smoothquant", "smoothquant-static"])
+@torch.no_grad()
+def test_transformers_loads_our_w8a8_checkpoint(method: str, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    transformers = pytest.importorskip("transformers")
+    tiny_text_model("Llama 3, SmolLM2").save_pretrained(tmp_path / "float")
+    words = torch.arange(10, 42).unsqueeze(0)
+    made = Job(tmp_path / "float", tmp_path / "out", recipe_for(method), ExportLayout.W8A8)
+    run_job(made, [{"input_ids": words}])
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.float32
+    ).eval()
+    layer = theirs.get_submodule("model.layers.0.mlp.down_proj")
+    assert layer.quantization_scheme.input_activations.num_bits == 8
+    ours = load_model(tmp_path / "out", dtype=torch.float32)
+    float_model = load_model(tmp_path / "float", dtype=torch.float32)
+    want, got = ours(words).logits, theirs(words).logits
+    rounding = (want - float_model(words).logits).square().mean().sqrt()
+    assert (got - want).square().mean().sqrt() < rounding

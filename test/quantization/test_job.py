@@ -56,6 +56,8 @@ LAYOUTS = [
     ("awq+gptq", G32, ExportLayout.COMPRESSED_TENSORS),
     ("gptq", WeightFormat(3, 64, symmetric=True), ExportLayout.COMPRESSED_TENSORS),
     ("rtn", WeightFormat(8, -1), ExportLayout.COMPRESSED_TENSORS),
+    ("smoothquant", WeightFormat(), ExportLayout.W8A8),
+    ("smoothquant-static", WeightFormat(), ExportLayout.W8A8),
 ]
 
 
@@ -105,9 +107,10 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("method", ["awq", "awq+gptq"])
+@pytest.mark.parametrize("method", ["awq", "awq+gptq", "smoothquant-static"])
 def test_killed_run_goes_on_to_the_same_bytes(method: str, tmp_path: Path, model) -> None:
-    whole = job(tmp_path, method)
+    layout = ExportLayout.W8A8 if method == "smoothquant-static" else ExportLayout.AWQ
+    whole = job(tmp_path, method, layout=layout)
     run_job(whole, CALLS)
     broken = replace(whole, out=tmp_path / "broken")
 
@@ -172,7 +175,13 @@ def test_tied_head_alone_cannot_be_quantised(tmp_path: Path, model) -> None:
 IMPOSSIBLE = [
     ({"form": WeightFormat(3, 32)}, "4 bits", "AutoAWQ has no 3 bits"),
     ({"embedding_bits": 8}, "compressed-tensors", "AutoAWQ packs no embedding"),
-    ({"method": "smoothquant"}, "weight-only", "W8A8 is measured, not written"),
+    ({"method": "smoothquant"}, "does not hold", "AutoAWQ rounds no activations"),
+    ({"layout": ExportLayout.W8A8}, "does not hold", "rtn rounds no activations"),
+    (
+        {"method": "w8a8", "layout": ExportLayout.W8A8, "head_bits": 8},
+        "head and embedding in float",
+        "W8A8 has no other widths",
+    ),
 ]
 
 

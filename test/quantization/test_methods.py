@@ -14,11 +14,9 @@ from edge_perception.quantization.awq import search_scales
 from edge_perception.quantization.gptq import compensated_target, round_with_feedback
 from edge_perception.quantization.grid import Grid, WeightFormat, fit_grid
 from edge_perception.quantization.recipe import OddWidth, Recipe, Rounding, recipe_for
-from edge_perception.quantization.smoothquant import (
-    fake_quantize_activations,
-    smoothing_scales,
-)
+from edge_perception.quantization.smoothquant import smoothing_scales
 from edge_perception.quantization.statistics import InputStatistics
+from edge_perception.vlm.rounded_inputs import round_inputs, static_scale
 
 FORM = WeightFormat(4, 32)
 
@@ -175,7 +173,7 @@ def test_smoothquant_makes_w8a8_lose_less() -> None:
     scales = smoothing_scales([weight], inputs.abs().amax(0), alpha=0.5)
 
     def w8a8(weight: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-        return fake_quantize_activations(inputs) @ nearest(weight, form).T
+        return round_inputs(inputs) @ nearest(weight, form).T
 
     exact = inputs @ weight.T
     naive = float((w8a8(weight, inputs) - exact).square().mean())
@@ -185,8 +183,8 @@ def test_smoothquant_makes_w8a8_lose_less() -> None:
 
 def test_static_activations_use_the_range_they_were_given() -> None:
     inputs = torch.tensor([[0.5, 2.0]])
-    assert fake_quantize_activations(inputs, abs_max=1.27).max() == pytest.approx(1.27)
-    assert fake_quantize_activations(inputs).max() == pytest.approx(2.0)
+    assert round_inputs(inputs, static_scale(1.27)).max() == pytest.approx(1.27)
+    assert round_inputs(inputs).max() == pytest.approx(2.0)
 
 
 def test_statistics_of_scaled_inputs_are_those_of_the_inputs_scaled() -> None:

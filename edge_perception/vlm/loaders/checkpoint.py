@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from edge_perception.errors import CheckpointError
+from edge_perception.vlm.loaders.int_quantized import expect_input_scale, read_int_quantized
 from edge_perception.vlm.loaders.layouts import (
     Codes,
     group_order,
@@ -33,6 +34,7 @@ from edge_perception.vlm.loaders.scheme import Scheme, read_scheme
 from edge_perception.vlm.packed_linear import PackedWeight
 
 _MARKERS = ("qweight", "weight_packed")
+_WHOLE_BYTES = "int-quantized"
 
 
 class Checkpoint:
@@ -92,11 +94,11 @@ class Checkpoint:
 
     def is_packed(self, layer: str) -> bool:
         """Whether the linear layer of this name is stored quantised."""
-        return any(f"{layer}.{marker}" in self._where for marker in _MARKERS)
+        return any(f"{layer}.{marker}" in self._where for marker in self._markers())
 
     def packed_layers(self) -> list[str]:
         """Names of all quantised linear layers."""
-        suffixes = tuple(f".{marker}" for marker in _MARKERS)
+        suffixes = tuple(f".{marker}" for marker in self._markers())
         return [name.rpartition(".")[0] for name in self._where if name.endswith(suffixes)]
 
     def packed(self, layer: str) -> PackedWeight:
@@ -122,6 +124,16 @@ class Checkpoint:
             raise CheckpointError(f"scales of {layer!r} are not finite", expected="finite scales")
         return codes
 
+    def input_scale(self, layer: str) -> Tensor | None:
+        """The static scale, float32 [1], of a W8A8 layer's inputs; None where they have none."""
+        name = f"{layer}.input_scale"
+        return expect_input_scale(self.tensor(name)) if name in self._where else None
+
+    def _markers(self) -> tuple[str, ...]:
+        """The suffixes of the tensors by which quantised layers are known."""
+        whole_bytes = self.scheme is not None and self.scheme.layout == _WHOLE_BYTES
+        return ("weight_scale",) if whole_bytes else _MARKERS
+
     def _scheme(self) -> Scheme:
         if self.scheme is None:
             raise CheckpointError(
@@ -146,6 +158,10 @@ class Checkpoint:
                 ),
                 maybe("weight_g_idx"),
             )  # fmt: skip
+        if scheme.layout == _WHOLE_BYTES:
+            return read_int_quantized(
+                get("weight"), get("weight_scale"), maybe("weight_zero_point")
+            )
         if scheme.layout == "gptq":
             return read_gptq(
                 get("qweight"), get("qzeros"), get("scales"), maybe("g_idx"),

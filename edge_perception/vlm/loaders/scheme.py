@@ -13,7 +13,7 @@ from typing import Any
 
 from edge_perception.errors import CheckpointError
 
-LAYOUTS = ("gemm", "gemv", "gemv_fast", "marlin", "gptq", "pack-quantized")
+LAYOUTS = ("gemm", "gemv", "gemv_fast", "marlin", "gptq", "pack-quantized", "int-quantized")
 """Weight layouts that the loader reads; llm-awq v2 is read as "gemv_fast"."""
 
 
@@ -22,7 +22,8 @@ class Scheme:
     """``bits`` of a code, ``group_size`` (-1: per channel), layout and, for GPTQ, its version.
 
     ``exceptions`` are (target, bits) of layers stored in another width; a target is a layer's name
-    or, after "re:", a regular expression that matches at its start.
+    or, after "re:", a regular expression that matches at its start. ``rounds_inputs``: the
+    activations take 8 bits too (W8A8).
     """
 
     layout: str
@@ -32,6 +33,7 @@ class Scheme:
     version: int = 1
     ignored: tuple[str, ...] = ()
     exceptions: tuple[tuple[str, int], ...] = ()
+    rounds_inputs: bool = False
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
@@ -142,6 +144,7 @@ def _from_compressed_tensors(section: Mapping[str, Any]) -> Scheme:
         symmetric=bool(weights.get("symmetric", True)),
         ignored=_names(section.get("ignore")),
         exceptions=tuple((t, _integer(w, "num_bits")) for targets, w in others for t in targets),
+        rounds_inputs=any(map(_rounds_inputs, groups.values())),
     )
 
 
@@ -154,3 +157,25 @@ def _weights_of(group: object) -> tuple[Sequence[str], Mapping[str, Any]]:
         )
     assert isinstance(group, Mapping)
     return _names(group.get("targets")), weights
+
+
+def _rounds_inputs(group: Mapping[str, Any]) -> bool:
+    """Whether a config group's activations are quantised; refuses what is not computed here."""
+    inputs = group.get("input_activations")
+    if inputs is None:
+        return False
+    token, tensor = ("token", True), ("tensor", False)
+    known = isinstance(inputs, Mapping) and (
+        inputs.get("num_bits") == 8
+        and inputs.get("type", "int") == "int"
+        and inputs.get("symmetric", True)
+        and (inputs.get("strategy"), inputs.get("dynamic", False)) in (token, tensor)
+        and _weights_of(group)[1].get("num_bits") == 8
+    )
+    if not known:
+        raise CheckpointError(
+            "quantised activations not supported",
+            expected="W8A8: 8-bit integers, symmetric, a scale a token or a static one",
+            got=inputs,
+        )
+    return True
