@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import time
 from collections.abc import Callable
@@ -159,42 +160,44 @@ _METHODS = {
 
 @torch.no_grad()
 def write_logits(work: Path) -> None:
-    """Logits of the AWQ checkpoints, ours and AutoAWQ's, by AutoAWQ's and transformers' loaders."""
-    from awq import AutoAWQForCausalLM
+    """Logits of the AWQ checkpoints, ours and AutoAWQ's, by whatever of their code is here."""
     from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     window = torch.tensor(json.loads((work / "probe.json").read_text()), device=device)
     for checkpoint in sorted((work / "checkpoints").glob("*awq-b4")):
-        if (
-            json.loads((checkpoint / "config.json").read_text())["quantization_config"][
-                "quant_method"
-            ]
-            != "awq"
-        ):
+        section = json.loads((checkpoint / "config.json").read_text())["quantization_config"]
+        if section["quant_method"] != "awq":
             continue
-        loaders: dict[str, Callable[[], Any]] = {
-            "autoawq": lambda path=checkpoint: (
-                AutoAWQForCausalLM.from_quantized(
-                    str(path), fuse_layers=False, device_map=device
-                ).model
-            ),
-            "transformers": lambda path=checkpoint: AutoModelForCausalLM.from_pretrained(
-                path, torch_dtype=torch.float16, device_map=device
-            ),
-        }
-        for name, load in loaders.items():
+        for name, load in _readers().items():
             try:
-                logits = load().eval()(window).logits[0]
+                logits = load(checkpoint, device).eval()(window).logits[0]
             except Exception as error:  # whatever their code raises is the finding
                 print(f"{checkpoint.name} by {name}: {error!r}"[:500], flush=True)
                 continue
-            save_file(
-                {"logits": logits.half().cpu()},
-                work / f"logits-{checkpoint.name}-{name}.safetensors",
-            )
+            file = work / f"logits-{checkpoint.name}-{name}.safetensors"
+            save_file({"logits": logits.half().cpu()}, file)
             print(f"{checkpoint.name} by {name}: {list(logits.shape)}", flush=True)
+
+
+def _readers() -> dict[str, Callable[[Path, str], Any]]:
+    """Loaders of AWQ checkpoints by name: AutoAWQ's own where it is installed, transformers'."""
+    from transformers import AutoModelForCausalLM
+    from transformers import __version__ as version
+
+    kernels = "autoawq" if importlib.util.find_spec("awq") else "gptqmodel"
+    readers: dict[str, Callable[[Path, str], Any]] = {
+        f"transformers_{version}_{kernels}": lambda path, device: (
+            AutoModelForCausalLM.from_pretrained(path, torch_dtype=torch.float16, device_map=device)
+        )
+    }
+    if kernels == "autoawq":
+        from awq import AutoAWQForCausalLM
+
+        readers["autoawq"] = lambda path, device: (
+            AutoAWQForCausalLM.from_quantized(str(path), fuse_layers=False, device_map=device).model
+        )
+    return readers
 
 
 def main() -> None:
