@@ -9,7 +9,7 @@ runs detectors has no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +21,12 @@ from edge_perception.quantization.int8.graph import Array, FloatGraph
 from edge_perception.quantization.int8.placement import Layer, Reader, find_layers
 
 _LEAST = 1e-5
+_CONSTANT = onnx.helper.make_attribute("mode", "constant")  # Pad's default
 
 
 @dataclass(frozen=True)
 class FoldableNorm:
-    """A layer norm whose output only linear layers read.
+    """A layer norm whose output only linear layers read, at once or cut into windows.
 
     ``vectors`` are where its gain and offset are read: a node's name and which of its inputs.
     """
@@ -41,7 +42,7 @@ def find_foldable_norms(graph: FloatGraph) -> list[FoldableNorm]:
     found = []
     for node in graph.nodes:
         vectors = _gain_and_offset(graph, node)
-        readers = graph.readers[node.output[0]] if vectors else []
+        readers = list(_readers_by_channel(graph, node.output[0])) if vectors else []
         linear = [layers.get(reader.name) for reader, index in readers if index == 0]
         folds = [layer for layer in linear if layer and layer.op_type in ("MatMul", "Gemm")]
         inner = node.output[0] not in graph.outputs
@@ -94,6 +95,32 @@ def _gain_and_offset(graph: FloatGraph, node: onnx.NodeProto) -> tuple[Reader, .
     if product is None or gain is None or len(graph.readers[product.output[0]]) > 1:
         return ()
     return (gain, offset)
+
+
+def _readers_by_channel(graph: FloatGraph, tensor: str) -> Iterator[tuple[onnx.NodeProto, int]]:
+    """Yield what reads a tensor, seen through nodes that leave its last axis as it is.
+
+    Attention in windows (Swin, ViTDet) pads, cuts and moves tokens between norm and layer.
+    """
+    for reader, index in graph.readers[tensor]:
+        if index == 0 and _keeps_channels(graph, reader):
+            yield from _readers_by_channel(graph, reader.output[0])
+        else:
+            yield reader, index
+
+
+def _keeps_channels(graph: FloatGraph, node: onnx.NodeProto) -> bool:
+    """Whether a node only moves a tensor's last axis as a whole, or adds zeros beside it."""
+    before, after = graph.shape(node.input[0]), graph.shape(node.output[0])
+    if not before or not after or before[-1] != after[-1] or node.output[0] in graph.outputs:
+        return False
+    attributes = {entry.name: entry for entry in node.attribute}
+    if node.op_type == "Transpose":
+        return "perm" in attributes and attributes["perm"].ints[-1] == len(before) - 1
+    if node.op_type == "Pad":
+        zeros = len(node.input) < 3 or not node.input[2] or not graph.constants[node.input[2]].any()
+        return zeros and attributes.get("mode", _CONSTANT).s == b"constant"
+    return node.op_type == "Reshape"
 
 
 def _vector(graph: FloatGraph, node: onnx.NodeProto, op_type: str) -> Reader | None:

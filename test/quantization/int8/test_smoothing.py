@@ -70,6 +70,30 @@ def test_smoothed_model_computes_the_same_with_even_channels(norm) -> None:
     assert after.max() / after.min() < before.max() / before.min() / 4
 
 
+def windows(builder: GraphBuilder, source: str, moved: tuple[int, ...]) -> str:
+    """Pad 16 tokens to 18 and cut them into windows of 3, whose axes are then moved."""
+    padded = builder.add("Pad", source, builder.constant(np.array([0, 1, 0, 0, 1, 0])))
+    cut = builder.add("Reshape", padded, builder.constant(np.array([6, 3, 8])))
+    return builder.add("Transpose", cut, perm=moved)
+
+
+def test_norm_is_folded_through_windows() -> None:
+    builder = GraphBuilder(SHAPE)
+    graph = builder.graph(linear(builder, windows(builder, whole_norm(builder), (1, 0, 2)), 1))
+    smoothed, folded = smooth(graph, frames(), alpha=0.5)
+    assert folded == 1
+    np.testing.assert_allclose(
+        values_of(smoothed, "output"), values_of(graph, "output"), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_norm_whose_channels_are_moved_is_not_folded() -> None:
+    builder = GraphBuilder(SHAPE)
+    moved = windows(builder, whole_norm(builder), (0, 2, 1))
+    weight = builder.constant(np.ones((3, 8), np.float32))
+    assert not find_foldable_norms(builder.graph(builder.add("MatMul", moved, weight)))
+
+
 def test_norms_that_share_their_gain_in_the_file_are_folded_apart() -> None:
     builder = GraphBuilder(SHAPE)
     gain, offset = (builder.constant(value) for value in (GAIN, np.ones(8, np.float32)))
