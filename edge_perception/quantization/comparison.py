@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,15 +48,25 @@ def compare_checkpoints(
     device: str,
     dtype: str | None = None,
 ) -> dict[str, Any]:
-    """Perplexity and bytes of ``model``; beside a ``reference`` its perplexity, KL, agreement."""
+    """Perplexity, bytes and seconds of ``model``; beside a ``reference`` KL and agreement too.
+
+    ``seconds`` are those of both models' passes over the windows, loading left out.
+    """
     measured = _load(model, device, dtype)
     original = None if reference is None else _load(reference, device, dtype)
     theirs = None if original is None else _logits_of(original)
+    start = time.perf_counter()
     with torch.no_grad():
         got = measure_fidelity(_logits_of(measured), theirs, windows)
         float_model = None if theirs is None else measure_fidelity(theirs, None, windows)
+    seconds = time.perf_counter() - start
     size = sum(tensor.nbytes for tensor in [*measured.parameters(), *measured.buffers()])
-    figures: dict[str, Any] = {"ppl": got.perplexity, "bytes": size, "tokens": got.tokens}
+    figures: dict[str, Any] = {
+        "ppl": got.perplexity,
+        "bytes": size,
+        "tokens": got.tokens,
+        "seconds": seconds,
+    }
     if float_model is not None:
         figures |= {"float_ppl": float_model.perplexity, "kl": got.kl, "agreement": got.agreement}
     return figures

@@ -135,6 +135,7 @@ def test_command_quantises_and_evaluates(checkpoint: Path, capsys) -> None:
     assert main([*command, "--out", str(checkpoint / "report"), *common(checkpoint)]) == 0
     figures = json.loads((checkpoint / "report" / "fidelity.json").read_text())["figures"]
     assert 0 < figures["kl"] < 0.5
+    assert figures["seconds"] > 0
     assert figures["ppl"] == pytest.approx(figures["float_ppl"], rel=0.1)
 
 

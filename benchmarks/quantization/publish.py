@@ -1,0 +1,82 @@
+"""Results of the runs here, merged into the ladder that docs/benchmarks/ holds, and its page.
+
+    python benchmarks/quantization/publish.py --into docs/benchmarks/quantization_ladder.json
+        [--ladder FILE.json ...] [--peers FILE.json ...]
+
+A row of the same model, name and implementation is replaced by the newer one; every row says on
+what machine, when and from which commit it came.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from edge_perception.quantization.ladder_page import render_ladder
+
+_ORIGIN = ("machine", "torch", "date", "commit")
+PEERS = "SmolLM2-135M-Instruct in float16, everyone from the same tokens"
+
+
+def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs of one result, each with where it came from."""
+    origin = {key: result[key] for key in _ORIGIN}
+    return [origin | _named(run) for run in result["runs"]]
+
+
+def _named(run: dict[str, Any]) -> dict[str, Any]:
+    """A run with a name that tells it from the others of its model."""
+    made = {"name": f"b{run['bits']}-{run['method']}", **run}
+    if made["method"] == "smoothquant" and made.get("activations") == "static":
+        made["method"] = "smoothquant-static"
+    if made["method"] == "w8a8" and made.get("activations") == "static":
+        made["method"] = "w8a8-static"
+    return made
+
+
+def merge(
+    models: dict[str, Any], name: str, float_ppl: float, rows: list[dict[str, Any]], **facts: Any
+) -> None:
+    """Put ``rows`` among the model's, in order of width, format, loss."""
+    model = models.setdefault(name, {"runs": []})
+    model |= {"float_ppl": float_ppl, **facts}
+    merged = {_key(row): row for row in [*model["runs"], *rows]}
+    model["runs"] = sorted(merged.values(), key=_order)
+    models[name] = model
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["name"], row["implementation"]
+
+
+def _order(row: dict[str, Any]) -> tuple[Any, ...]:
+    group = row["group_size"] if row["group_size"] > 0 else 10**6
+    return -row["bits"], row.get("symmetric", False), group, -row["ppl"]
+
+
+def main() -> None:
+    """Merge and render."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--into", type=Path, required=True)
+    parser.add_argument("--ladder", type=Path, nargs="*", default=[])
+    parser.add_argument("--peers", type=Path, nargs="*", default=[])
+    arguments = parser.parse_args()
+    report = json.loads(arguments.into.read_text())
+    for file in arguments.ladder:
+        result = json.loads(file.read_text())
+        merge(report["models"], result["model"], result["float_ppl"], rows_of(result))
+    for file in arguments.peers:
+        result = json.loads(file.read_text())
+        facts = {key: value for key, value in result.items() if key not in (*_ORIGIN, "runs")}
+        merge(report["models"], PEERS, result["float_ppl"], rows_of(result), **facts)
+    dates = [run["date"] for model in report["models"].values() for run in model["runs"]]
+    report["date"] = max(dates)
+    arguments.into.write_text(json.dumps(report, indent=1) + "\n")
+    page = render_ladder(report)
+    arguments.into.with_suffix(".html").write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
