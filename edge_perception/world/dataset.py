@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,9 @@ MASK_STEP = 4
 
 _FRAMES_A_QUESTION = 2
 """Of each kind there is one question for so many frames, if as many can be balanced."""
+
+_MOST_FRAMES_ASKED = 4000
+"""Questions are written about so many frames, the first ones; they are for exams."""
 
 
 @dataclass(frozen=True)
@@ -244,9 +248,11 @@ def _write_texts(plan: DatasetPlan, folder: Path, sights: Mapping[str, Sight]) -
     """Write balanced questions, and a caption an image, as JSON lines."""
     rng = np.random.default_rng([plan.seed, 77])
     candidates: list[tuple[str, Question]] = [
-        (name, question) for name, sight in sights.items() for question in questions_of(sight, rng)
+        (name, question)
+        for name, sight in islice(sights.items(), _MOST_FRAMES_ASKED)
+        for question in questions_of(sight, rng)
     ]
-    per_kind = -(-plan.frames // _FRAMES_A_QUESTION)
+    per_kind = -(-min(plan.frames, _MOST_FRAMES_ASKED) // _FRAMES_A_QUESTION)
     chosen = balanced(candidates, lambda item: item[1], rng, per_kind)
     _write_lines(
         folder / "questions.jsonl",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,7 @@ def _in_camera(thing: ObjectSpec, pose: NDArray[np.float64]) -> list[float]:
     return [round(float(part), 3) for part in middle[:3]]
 
 
+@lru_cache(maxsize=512)
 def nameable_colour(thing: ObjectSpec) -> str | None:
     """The colour that covers the object, or None where patterns and parts leave no one name.
 

@@ -25,14 +25,7 @@ from training.vlm.batch import (
     place_images,
 )
 from training.vlm.exam import Asked, right_answers
-from training.vlm.examples import (
-    MAX_OBJECTS,
-    TURN_KINDS,
-    Examples,
-    _object_table,
-    _text_tensors,
-    texts_of,
-)
+from training.vlm.examples import MAX_OBJECTS, Examples, object_table, text_tensors
 from training.vlm.model import (
     Learner,
     ModelSize,
@@ -41,6 +34,7 @@ from training.vlm.model import (
     read_turns,
     smaller_sides,
 )
+from training.vlm.texts import TURN_KINDS, drawing_weights, text_arrays, texts_of
 from training.vlm.tokens import ASSISTANT_ID, END_ID, PAD_ID, encode_turns, train_tokenizer
 
 SMALL = ModelSize(
@@ -65,9 +59,10 @@ SIGHT = Sight(
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    turns, captions = texts_of([SIGHT, SIGHT.mirrored()] * 10, seed=0)
-    texts = [part for asked in turns for prompt, answer, _ in asked for part in (prompt, answer)]
-    return train_tokenizer(texts + [part for told in captions for pair in told for part in pair])
+    turns, _, captions = texts_of([SIGHT, SIGHT.mirrored()] * 10, seed=0)
+    return train_tokenizer(
+        text for rows in (turns, captions) for row in rows for pair in row for text in pair
+    )
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +74,10 @@ def examples(tokenizer) -> Examples:
     for row, thing in enumerate(SIGHT.objects):
         x1, y1, x2, y2 = (int(edge / 4) for edge in thing.box_xyxy)
         masks[0, y1:y2, x1:x2] = row + 1
-    turns, kinds, weights, captions = _text_tensors([SIGHT], tokenizer, seed=0, workers=1)
-    table = _object_table([SIGHT])
+    texts = text_arrays([SIGHT], tokenizer, seed=0, workers=1)
+    table = object_table([SIGHT])
     assert table.shape == (1, MAX_OBJECTS, 5)
-    return Examples(images, masks, table, turns, kinds, weights, captions)
+    return Examples(images, masks, table, **text_tensors(texts))
 
 
 @pytest.fixture(scope="module")
@@ -218,3 +213,10 @@ def test_exam_counts_an_answer_only_with_all_its_tokens(learner, tokenizer, tmp_
         learner.vlm, asked, tmp_path, tokenizer, device=torch.device("cpu"), side=160
     )
     assert right == [True, False]
+
+
+def test_answers_are_drawn_alike_whatever_their_number():
+    keys = [[("way", "free", "yes")] * 3 + [("way", "free", "no")], [("locate", "", "")] * 2]
+    weights = drawing_weights(keys)
+    assert sum(weights[0][:3]) == pytest.approx(weights[0][3])
+    assert sum(weights[0]) == pytest.approx(sum(weights[1]))

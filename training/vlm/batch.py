@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
-from training.vlm.examples import MOVED, TURN_KINDS
+from training.vlm.examples import MOVED
+from training.vlm.texts import TURN_KINDS
 
 if TYPE_CHECKING:
     from training.vlm.examples import Examples
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _NEVER = 1e-12
 _SHRUNK = 0.5
 _SMALLEST = 0.72
+_UNEVEN = 0.4
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,15 @@ def place_images(images: Tensor, placement: Placement, side: int) -> Tensor:
 
 
 def jitter_light(pixels: Tensor) -> Tensor:
-    """Vary exposure, contrast, gamma, white balance and noise of (B, 3, H, W), 0..1."""
+    """Vary exposure, light, contrast, gamma, white balance, noise of (B, 3, H, W), 0..1."""
     batch, device = len(pixels), pixels.device
 
     def around(spread: float, channels: int = 1) -> Tensor:
         return (torch.rand(batch, channels, 1, 1, device=device) * 2 - 1) * spread
 
-    gains = torch.exp(around(0.25) + around(0.06, 3))
+    spots = torch.randn(batch, 1, 4, 4, device=device) * around(_UNEVEN)
+    light = interpolate(spots, pixels.shape[2:], mode="bicubic")
+    gains = torch.exp(around(0.25) + around(0.06, 3) + light)
     mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
     contrasted = (pixels - mean) * torch.exp(around(0.25)) + mean
     bent = (contrasted * gains + around(0.05)).clamp(1e-4, 1) ** torch.exp(around(0.25))

@@ -1,18 +1,15 @@
 """A rendered data set as tensors on the training device: pictures, masks, objects, turns.
 
 Every picture comes with the turns of its own facts and of the mirrored ones, so that a flip is a
-matter of an index. Pictures are decoded and resized once, as the runtime resizes them. Text is made
-by a pool of processes, for 50,000 pictures have some three million turns.
+matter of an index. Pictures are decoded and resized once, as the runtime resizes them.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -21,15 +18,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from edge_perception.world.captions import CAPTION_PROMPTS, caption, locations
 from edge_perception.world.dataset import sights_of
-from edge_perception.world.questions import KINDS, answer_limits, questions_of
 from edge_perception.world.spec import CLASS_NAMES, IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
 from training.vlm.model import COLOUR_NAMES
-from training.vlm.tokens import PAD_ID, encode_turns
+from training.vlm.texts import Texts, text_arrays
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -37,22 +31,10 @@ if TYPE_CHECKING:
 
     from edge_perception.world.sight import Sight
 
-TURN_KINDS = (*KINDS, "locate")
-"""Kinds of short turns; a turn's kind is its place here."""
-
 MOVED = ("place", "locate", "way")
 """Kinds whose answers may change when the picture is shrunk and shifted."""
 
-TURN_TOKENS = 24
-CAPTION_TOKENS = 64
 MAX_OBJECTS = 48
-_TURNS = 32
-_CAPTIONS = 2
-_CHUNK = 256
-
-Key = tuple[str, str, str]
-Turns = list[tuple[str, str, Key]]
-"""Prompt, answer, and (kind, subject, answer) of each turn."""
 
 
 @dataclass(frozen=True)
@@ -86,105 +68,31 @@ def sights_in(folder: Path) -> dict[str, Sight]:
     return sights_of(json.loads((folder / "instances.json").read_text()))
 
 
-def texts_of(sights: Sequence[Sight], seed: int) -> tuple[list[Turns], list[list[tuple[str, str]]]]:
-    """Turns and captions of each sight; the same seed gives the same."""
-    rng = np.random.default_rng([seed, 5])
-    turns, captions = [], []
-    for sight in sights:
-        asked: Turns = [
-            (q.prompt, q.answer, (q.kind, q.subject, q.answer)) for q in questions_of(sight, rng)
-        ]
-        asked += [(p, a, ("locate", "", "")) for p, a in locations(sight, rng)]
-        turns.append(asked[:_TURNS])
-        told = caption(sight)
-        chosen = rng.permutation(len(CAPTION_PROMPTS))[:_CAPTIONS]
-        captions.append([(CAPTION_PROMPTS[int(index)], told) for index in chosen])
-    return turns, captions
-
-
 def load_examples(
     folder: Path, tokenizer: Tokenizer, side: int, *, seed: int = 0, workers: int = 16
 ) -> Examples:
     """Load a data set that ``edge-perception world dataset`` wrote, into main memory."""
     sights = sights_in(folder)
-    turns, kinds, weights, captions = _text_tensors(list(sights.values()), tokenizer, seed, workers)
+    texts = text_arrays(list(sights.values()), tokenizer, seed, workers)
     document = json.loads((folder / "instances.json").read_text())
     rows = _object_rows(document)
     images, masks = _load_pictures(folder, list(sights), rows, side, workers)
     return Examples(
         images=images,
         masks=masks,
-        objects=_object_table(list(sights.values())),
-        turns=turns,
-        kinds=kinds,
-        weights=weights,
-        captions=captions,
+        objects=object_table(list(sights.values())),
+        **text_tensors(texts),
     )
 
 
-def _text_tensors(
-    sights: list[Sight], tokenizer: Tokenizer, seed: int, workers: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Tensors of turns, kinds, weights and captions; see ``Examples``."""
-    both = list(chain.from_iterable((sight, sight.mirrored()) for sight in sights))
-    chunks = [both[at : at + _CHUNK] for at in range(0, len(both), _CHUNK)]
-    seeds = range(seed * len(chunks), (seed + 1) * len(chunks))
-    if workers > 1 and len(chunks) > workers:
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-            made = list(pool.map(texts_of, chunks, seeds))
-    else:
-        made = list(map(texts_of, chunks, seeds))
-    turns = list(chain.from_iterable(part[0] for part in made))
-    captions = list(chain.from_iterable(part[1] for part in made))
-    keys = [[key for _, _, key in asked] for asked in turns]
-    pairs = [[(prompt, answer) for prompt, answer, _ in asked] for asked in turns]
-    views = (len(sights), 2)
-    return (
-        _padded(tokenizer, pairs, _TURNS, TURN_TOKENS).view(*views, _TURNS, TURN_TOKENS),
-        _filled([[TURN_KINDS.index(k[0]) for k in row] for row in keys], -1)
-        .to(torch.int8)
-        .view(*views, _TURNS),
-        _filled(_weights(keys), 0.0).view(*views, _TURNS),
-        _padded(tokenizer, captions, _CAPTIONS, CAPTION_TOKENS).view(
-            *views, _CAPTIONS, CAPTION_TOKENS
-        ),
-    )
+def text_tensors(texts: Texts) -> dict[str, Tensor]:
+    """The fields of ``Examples`` that hold texts."""
+    return {
+        name: torch.from_numpy(values).unflatten(0, (-1, 2)) for name, values in vars(texts).items()
+    }
 
 
-def _padded(
-    tokenizer: Tokenizer, rows: list[list[tuple[str, str]]], slots: int, length: int
-) -> Tensor:
-    """Token ids int16 (rows, slots, length); a turn too long for its slot is left out."""
-    table = np.full((len(rows), slots, length), PAD_ID, np.int16)
-    flat = encode_turns(tokenizer, list(chain.from_iterable(rows)))
-    places = ((row, slot) for row, pairs in enumerate(rows) for slot in range(len(pairs)))
-    for (row, slot), ids in zip(places, flat, strict=True):
-        if len(ids) <= length:
-            table[row, slot, : len(ids)] = ids
-    return torch.from_numpy(table)
-
-
-def _filled(rows: list[list[Any]], empty: float) -> Tensor:
-    table = np.full((len(rows), _TURNS), empty, np.float32)
-    for row, values in zip(table, rows, strict=True):
-        row[: len(values)] = values
-    return torch.from_numpy(table)
-
-
-def _weights(keys: list[list[Key]]) -> list[list[float]]:
-    """How often each turn is to be drawn: answers balanced within a subject, kinds alike."""
-    counts = Counter(chain.from_iterable(keys))
-    limits = answer_limits(counts)
-    limits["locate", ""] = counts["locate", "", ""]
-    share = {key: min(1.0, limits[key[:2]] / count) for key, count in counts.items()}
-    mass: Counter[str] = Counter()
-    for key, count in counts.items():
-        mass[key[0]] += share[key] * count  # type: ignore[assignment]
-    return [[1e3 * share[key] / max(mass[key[0]], 1e-9) for key in row] for row in keys]
-
-
-def _object_table(sights: list[Sight]) -> Tensor:
+def object_table(sights: list[Sight]) -> Tensor:
     """Class, colour, middle and log distance of each picture's objects, (N, 48, 5)."""
     table = np.zeros((len(sights), MAX_OBJECTS, 5), np.float32)
     for row, sight in zip(table, sights, strict=True):

@@ -40,14 +40,7 @@ from training.vlm.batch import (
     place_images,
 )
 from training.vlm.exam import exact_shares, read_questions
-from training.vlm.examples import (
-    CAPTION_TOKENS,
-    TURN_TOKENS,
-    Examples,
-    load_examples,
-    sights_in,
-    texts_of,
-)
+from training.vlm.examples import Examples, load_examples, sights_in
 from training.vlm.model import (
     QUARTERS,
     DenseOutput,
@@ -56,6 +49,7 @@ from training.vlm.model import (
     TurnLayout,
     smaller_sides,
 )
+from training.vlm.texts import CAPTION_TOKENS, TURN_TOKENS, texts_of
 from training.vlm.tokens import ASSISTANT_ID, PAD_ID, train_tokenizer
 
 if TYPE_CHECKING:
@@ -260,11 +254,10 @@ def made_tokenizer(folder: Path, path: Path) -> Tokenizer:
     """The tokenizer at ``path``, trained on texts of the data set where there is none yet."""
     if not path.exists():
         sights = list(sights_in(folder).values())[:_TOKENIZER_SIGHTS]
-        turns, captions = texts_of(sights, seed=0)
+        turns, _, captions = texts_of(sights, seed=0)
         texts = [
-            part for asked in turns for prompt, answer, _ in asked for part in (prompt, answer)
+            text for rows in (turns, captions) for row in rows for pair in row for text in pair
         ]
-        texts += [part for told in captions for pair in told for part in pair]
         train_tokenizer(texts).save(str(path))
     return Tokenizer.from_file(str(path))
 
