@@ -78,7 +78,8 @@ class FrameLease:
     def on_device(self, stream: int) -> DeviceImage:
         """View the frame for GPU work on ``stream`` (a handle), which waits for the upload.
 
-        Nothing is waited for on the CPU.
+        Nothing is waited for on the CPU. The stream must live until the lease's release, which
+        marks the end of the work on it.
 
         Raises:
             FrameError: released, or the frame lives in host memory only.

@@ -2,10 +2,10 @@
 
 The idea. A compressed frame is a tenth of its pixels. Decoded on the GPU, only that tenth crosses
 the bus, and the pixels come to be where the models read them. The library is called by ctypes:
-cuda-bindings has no module for it, and five of its functions are all that is needed.
+cuda-bindings has no module for it, and six of its functions are all that is needed.
 
-What is not plain (``jpeg_header``) is left to the CPU, and so is a file without an end marker: a
-truncated one is refused in the same words as everywhere.
+What is not plain (``jpeg_header``) is left to the CPU: files with odd headers, whose errors then
+read as everywhere, and truncated ones.
 
 The price. libjpeg, read strictly as ``decode_image`` does, refuses a picture whose entropy-coded
 data is damaged; nvJPEG decodes what it can and says nothing. Such a picture comes out with smeared
@@ -27,7 +27,7 @@ from edge_perception.errors import CudaError, EdgePerceptionError, ImageError
 from edge_perception.gpu.cuda import Device, Event, Stream, checked, get_device
 from edge_perception.gpu.jpeg_header import is_plain_jpeg
 
-TOLERANCE_LEVELS = 4.0
+TOLERANCE_LEVELS = 1.0
 """Largest mean difference from libjpeg's picture, in levels of 255, that a probe accepts."""
 
 _STRICT = 1 << 2  # refuse a bitstream that breaks the standard
@@ -133,6 +133,7 @@ class NvJpegDecoder:
             CudaError: the GPU failed.
         """
         self._device.make_current()
+        self._check_size(data, image_format)
         state, done = self._take_state()
         target = _Image()
         target.channel[0], target.pitch[0] = pointer, image_format.step
@@ -160,6 +161,28 @@ class NvJpegDecoder:
         self._states.clear()
         self._library.nvjpegDestroy(self._handle)
         self._handle = ctypes.c_void_p()
+
+    def _check_size(self, data: UInt8Array, image_format: ImageFormat) -> None:
+        """Ask nvJPEG itself for the size: it writes as much as it reads there, unchecked."""
+        components, subsampling = ctypes.c_int(), ctypes.c_int()
+        widths, heights = (ctypes.c_int * _MAX_COMPONENTS)(), (ctypes.c_int * _MAX_COMPONENTS)()
+        status = self._library.nvjpegGetImageInfo(
+            self._handle,
+            ctypes.c_void_p(data.ctypes.data),
+            ctypes.c_size_t(data.size),
+            ctypes.byref(components),
+            ctypes.byref(subsampling),
+            widths,
+            heights,
+        )
+        _check(status, "reading a JPEG's header", data.size)
+        expected = (image_format.width, image_format.height)
+        if (widths[0], heights[0]) != expected:
+            raise ImageError(
+                "JPEG cannot be decoded: its header says two sizes",
+                expected=f"{expected[0]}x{expected[1]} px",
+                got=(widths[0], heights[0]),
+            )
 
     def _take_state(self) -> tuple[ctypes.c_void_p, Event]:
         for state, done in self._states:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -23,6 +28,7 @@ from edge_perception.gpu.nvjpeg import NvJpegDecoder, open_probed
 from edge_perception.gpu.ring import FrameRing, RingSpec
 from edge_perception.gpu.transports import transport_named
 
+ROOT = Path(__file__).parent.parent.parent
 SAMPLED = cv2.IMWRITE_JPEG_SAMPLING_FACTOR
 
 
@@ -74,11 +80,10 @@ def levels_apart(got: np.ndarray, data: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("options", "mean"),
     [
-        # libjpeg interpolates chroma between its samples, nvJPEG repeats them.
-        pytest.param((), 2.5, id="4:2:0"),
+        pytest.param((), 0.5, id="4:2:0"),
         pytest.param((SAMPLED, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422), 2.0, id="4:2:2"),
-        pytest.param((SAMPLED, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444), 1.0, id="4:4:4"),
-        pytest.param((cv2.IMWRITE_JPEG_RST_INTERVAL, 4), 2.5, id="restart markers"),
+        pytest.param((SAMPLED, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444), 0.5, id="4:4:4"),
+        pytest.param((cv2.IMWRITE_JPEG_RST_INTERVAL, 4), 0.5, id="restart markers"),
     ],
 )
 def test_picture_is_libjpegs_within_a_few_levels(
@@ -99,26 +104,21 @@ def test_grey_picture_has_three_equal_channels(decoder: NvJpegDecoder) -> None:
     assert levels_apart(got, data).max() <= 2
 
 
-def test_damaged_files_never_hurt_the_gpu(decoder: NvJpegDecoder) -> None:
-    """Wounds in the coded data and in tables: decoded or refused, and the next file is right."""
-    good = encode(picture(240, 320))
-    image_format = ImageFormat.packed("bgr8", 240, 320)
-    start = good.tobytes().index(b"\xff\xda")
-    refused = 0
-    for seed in range(200):
-        rng = np.random.default_rng(seed)
-        data = good.copy()
-        first = 160 if seed % 2 else start + 16
-        places = rng.integers(first, data.size - 2, rng.integers(1, 6))
-        data[places] = rng.integers(0, 256, places.size)
-        if not decoder.can_decode(data):
-            continue
-        try:
-            decode(decoder, data, image_format)
-        except ImageError:
-            refused += 1
-    assert levels_apart(decode(decoder, good, image_format), good).mean() <= 2.5
-    print(f"{refused} of 200 damaged files refused")
+def test_damaged_files_never_hurt_the_gpu() -> None:
+    """In a process of its own, which one of them would end."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "test" / "data" / "jpeg_wounds.py"), "3000"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=environment,
+        check=False,
+    )
+    print(run.stdout)
+    assert run.returncode == 0, run.stdout + run.stderr[-2000:]
+    became = ast.literal_eval(run.stdout)
+    assert min(became["decoded"], became["left to the CPU"]) > 200
 
 
 def test_decoding_does_not_wait_for_the_work_before_it(decoder: NvJpegDecoder) -> None:
@@ -141,7 +141,7 @@ def test_decoding_does_not_wait_for_the_work_before_it(decoder: NvJpegDecoder) -
     checked(driver.cuMemFree(target), "freeing")
     stream.close()
     assert status == driver.CUresult.CUDA_ERROR_NOT_READY, "enqueue waited for the stream"
-    assert levels_apart(got.reshape(480, 640, 3), data).mean() <= 2.5
+    assert levels_apart(got.reshape(480, 640, 3), data).mean() <= 0.5
 
 
 @pytest.mark.parametrize("transport", ["cuda_in_process", "cuda_ipc"])

@@ -29,6 +29,7 @@ TRANSPORTS = [
     pytest.param("cuda_mapped", id="cuda_mapped", marks=pytest.mark.gpu),
 ]
 MakeRing = Callable[..., FrameRing]
+_of_thread = threading.local()
 
 
 def info(sequence: int, image_format: ImageFormat = SMALL) -> FrameInfo:
@@ -49,12 +50,12 @@ def read_bytes(lease: FrameLease) -> NDArray[np.uint8]:
 
         from edge_perception.gpu.cuda import Stream, checked, get_device
 
-        stream = Stream(get_device())
-        image = lease.on_device(stream.handle)
-        stream.synchronize()
+        if not hasattr(_of_thread, "stream"):
+            _of_thread.stream = Stream(get_device())  # it must outlive every lease read on it
+        image = lease.on_device(_of_thread.stream.handle)
+        _of_thread.stream.synchronize()
         host = np.empty(lease.info.format.size_bytes, np.uint8)
         checked(driver.cuMemcpyDtoH(host.ctypes.data, image.pointer, host.size), "reading back")
-        stream.close()
         return host
 
 
