@@ -54,25 +54,32 @@ class Bench:
         self.stream = stream
 
     def run_shape(self, name: str) -> None:
-        """All figures of one shape."""
-        figures = self.results.shape(name)
-        figures["proof"] = {str(bits): self.prove(name, bits) for bits in (4, 16)}
-        self.results.write()
+        """All figures of one shape; a part that fails is told in the file."""
+        figures, part = self.results.shape(name), self.results.part
+        decode: dict[str, Any] = figures.setdefault("decode", {})
+        prefill: dict[str, Any] = figures.setdefault("prefill", {})
+        segments: dict[str, Any] = figures.setdefault("segments", {})
+        for bits in (4, 16):
+            with part(f"{name}, proof of {bits} bits"):
+                figures.setdefault("proof", {})[str(bits)] = self.prove(name, bits)
         model = RandomModel(read_model(name), bits=4, head_bits=4)
         weights = model.weights()
-        decode = figures["decode"] = {}
         for head_bits, variant in HEADS.items():
-            decode[variant] = self.time_decode(model.with_head(weights, head_bits))
-            self.results.write()
-        decode[f"{BEST}, int8 KV"] = self.time_decode(weights, kv_format="int8")
-        figures["segments"] = {str(k): self.time_segments(weights, k) for k in SEGMENTS}
-        figures["prefill"] = {"int4": self.time_prefill(weights, self.operators)}
-        self.results.write()
+            with part(f"{name}, {variant}"):
+                decode[variant] = self.time_decode(model.with_head(weights, head_bits))
+        with part(f"{name}, int8 KV"):
+            decode[f"{BEST}, int8 KV"] = self.time_decode(weights, kv_format="int8")
+        for k in SEGMENTS:
+            with part(f"{name}, {k} segments"):
+                segments[str(k)] = self.time_segments(weights, k)
+        with part(f"{name}, prefill of int4"):
+            prefill["int4"] = self.time_prefill(weights, self.operators)
         del weights
         weights = RandomModel(read_model(name), bits=16, head_bits=16).weights()
-        decode["fp16"] = self.time_decode(weights)
-        figures["prefill"]["fp16 cuBLAS"] = self.time_prefill(weights, TorchOperators())
-        self.results.write()
+        with part(f"{name}, fp16"):
+            decode["fp16"] = self.time_decode(weights)
+        with part(f"{name}, prefill of fp16"):
+            prefill["fp16 cuBLAS"] = self.time_prefill(weights, TorchOperators())
 
     @torch.inference_mode()
     def prove(self, name: str, bits: int) -> dict[str, Any]:
@@ -199,8 +206,8 @@ def fill_randomly(layer: Any) -> None:
             tensor.normal_()
 
 
-def main() -> None:
-    """Run the shapes asked for, until the time is up."""
+def main() -> int:
+    """Run the shapes asked for, until the time is up; 1 where a part failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=SHAPES, default=SHAPES)
@@ -224,12 +231,13 @@ def main() -> None:
         torch.cuda.empty_cache()
         print_shape(name, results, time.monotonic() - began)
     stream.close()
+    return int("failed" in results.figures)
 
 
 def print_shape(name: str, results: Results, took_s: float) -> None:
     """For people who watch."""
     figures = results.shape(name)
-    print(f"{name} ({took_s:.0f} s)", figures["proof"]["4"]["relative_error"], flush=True)
+    print(f"{name} ({took_s:.0f} s)", figures["proof"], flush=True)
     for variant, found in figures["decode"].items():
         print(f"  {variant:28s}", {c: value["p50"] for c, value in found["ms"].items()})
     print("  segments", figures["segments"])
@@ -237,4 +245,4 @@ def print_shape(name: str, results: Results, took_s: float) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -3,7 +3,8 @@
     python -m benchmarks.decoder.peers --out docs/benchmarks/decode_h100.json
 
 transformers' own model in FP16, eager and over a static cache compiled by torch.compile with CUDA
-graphs; and the same compiled model in bfloat16 with torch's own INT4 product. Weights are those of
+graphs (layer by layer, see ``compiled_peer``, and for one shape as a whole); and the same compiled
+model in bfloat16 with torch's own INT4 product. Weights are those of
 ``h100`` (same seed), moved into the peers' layouts and not drawn again. A static cache is attended
 to as a whole, so it is given no more slots than the contexts of the table's first two need.
 """
@@ -13,26 +14,28 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 from transformers import DynamicCache, StaticCache
 
+from benchmarks.decoder.compiled_peer import CompiledSteps
 from benchmarks.decoder.random_models import RandomModel, read_model
 from benchmarks.decoder.results import Results
-from benchmarks.decoder.timing import percentiles, times_ms
+from benchmarks.decoder.timing import copy_bandwidth_gb_s, percentiles, times_ms
 from edge_perception.vlm.assembly import build_skeleton, set_parameter
 from edge_perception.vlm.decoder import Decoder
 from edge_perception.vlm.language_model import Prompt
 from edge_perception.vlm.packed_linear import PackedWeight
 from edge_perception.vlm.weights import DecoderWeights, FloatWeight
 
-SHAPES = ("llama-3-8b", "nvila-2b", "llama-2-7b", "nvila-8b", "llama-2-13b")
+SHAPES = ("llama-3-8b", "nvila-2b", "llama-2-13b", "llama-2-7b", "nvila-8b")
 CONTEXTS = (4, 512)
 STATIC_SLOTS = 520
 EAGER_STEPS = 30
@@ -155,7 +158,19 @@ def time_eager(model: nn.Module) -> dict[int, list[float]]:
 
 
 def time_compiled(model: nn.Module) -> dict[int, list[float]]:
-    """Steps over a static cache, the whole of each compiled and in a CUDA graph."""
+    """Steps over a static cache, layers compiled, a step as one CUDA graph."""
+    steps = CompiledSteps(model, STATIC_SLOTS, partial(torch.compile, dynamic=False))
+    graph = steps.captured()
+    times = {}
+    for context in CONTEXTS:
+        prepare = partial(steps.length.fill_, context - 1)
+        times_ms(graph.replay, prepare=prepare, times=5)
+        times[context] = times_ms(graph.replay, prepare=prepare, times=STEPS)
+    return times
+
+
+def time_whole(model: nn.Module) -> dict[int, list[float]]:
+    """Steps over transformers' static cache, the whole of each compiled, with CUDA graphs."""
     cache = StaticCache(config=model.config, max_cache_len=STATIC_SLOTS)
     model(torch.ones(1, 3, dtype=torch.int64, device="cuda"), past_key_values=cache)
 
@@ -178,6 +193,14 @@ def time_compiled(model: nn.Module) -> dict[int, list[float]]:
     return times
 
 
+WAYS = {
+    "eager": time_eager,
+    "static cache, layers by torch.compile, a CUDA graph a step": time_compiled,
+    "static cache, torch.compile reduce-overhead": time_whole,
+}
+EAGER, COMPILED, WHOLE = WAYS
+
+
 class Peers:
     """Runs them one after the other and keeps their figures."""
 
@@ -185,11 +208,15 @@ class Peers:
         self._results = results
         self._ends = ends
 
-    def run(self, shape: str, bits: int, compiled: bool) -> None:
-        """One peer on one shape, if there is time left."""
+    def run(self, shape: str, bits: int, ways: Sequence[str]) -> None:
+        """Some ways to run one shape, as far as there is time left."""
         if time.monotonic() > self._ends:
-            print("no time left for", shape, bits, "compiled" if compiled else "eager", flush=True)
+            print("no time left for", shape, bits, ways, flush=True)
             return
+        with self._results.part(f"{shape}, {bits} bits"):
+            self._run(shape, bits, ways)
+
+    def _run(self, shape: str, bits: int, ways: Sequence[str]) -> None:
         began = time.monotonic()
         dtype = torch.float16 if bits == 16 else torch.bfloat16
         config = read_model(shape)
@@ -198,58 +225,59 @@ class Peers:
         error = error_against_ours(model, weights)
         assert error < LARGEST_ERROR[dtype], f"{shape}: the peer answers otherwise ({error})"
         del weights
-        measure = time_compiled if compiled else time_eager
-        self._keep(shape, bits, compiled, measure, model, error)
+        for way in ways:
+            if time.monotonic() < self._ends:
+                with self._results.part(f"{shape}, {bits} bits, {way}"):
+                    self._keep(shape, bits, way, model, error)
         torch.compiler.reset()
         del model
         gc.collect()
         torch.cuda.empty_cache()
         print(f"  took {time.monotonic() - began:.0f} s", flush=True)
 
-    def _keep(
-        self,
-        shape: str,
-        bits: int,
-        compiled: bool,
-        measure: Callable[[nn.Module], dict[int, list[float]]],
-        model: nn.Module,
-        error: float,
-    ) -> None:
+    def _keep(self, shape: str, bits: int, way: str, model: nn.Module, error: float) -> None:
         kind = "FP16" if bits == 16 else "bfloat16, torch's INT4 (layers and head)"
-        how = "static cache, torch.compile reduce-overhead" if compiled else "eager"
         figures = self._results.figures["peers"].setdefault(
-            f"transformers {kind}, {how}",
+            f"transformers {kind}, {way}",
             {"precision": "fp16" if bits == 16 else "int4", "ms": {}, "p90": {}, "seconds": {},
-             "error": {}, "slots": STATIC_SLOTS if compiled else "as many as needed"},
+             "error": {}, "slots": "as many as needed" if way == EAGER else STATIC_SLOTS},
         )  # fmt: skip
         began = time.monotonic()
-        told = {context: percentiles(times) for context, times in measure(model).items()}
+        told = {context: percentiles(times) for context, times in WAYS[way](model).items()}
         for value, name in (("p50", "ms"), ("p90", "p90")):
             figures[name][shape] = {str(context): found[value] for context, found in told.items()}
         figures["seconds"][shape] = round(time.monotonic() - began, 1)
         figures["error"][shape] = error
-        self._results.write()
-        print(shape, kind, how, told, "error", f"{error:.1e}", flush=True)
+        print(shape, kind, way, told, "error", f"{error:.1e}", flush=True)
 
 
 @torch.no_grad()
-def main() -> None:
-    """Run the peers asked for, until the time is up; the most telling first."""
+def main() -> int:
+    """Run the peers asked for, until the time is up; 1 where one failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=SHAPES, default=SHAPES)
+    parser.add_argument("--whole", nargs="*", choices=SHAPES, default=SHAPES[:1],
+                        help="compiled as a whole too: a minute each")  # fmt: skip
     parser.add_argument("--commit", help="of the code, where this is no checkout")
     parser.add_argument("--seconds", type=float, default=600.0)
     options = parser.parse_args()
     results = Results(options.out)
     results.stamp(options.commit)
     results.figures["peers_not_available"] = NOT_AVAILABLE
+    results.figures["copy_bandwidth_gb_s"] = copy_bandwidth_gb_s()
+    # A layer compiled anew would be run uncompiled in the end, and be slow without a word.
+    torch._dynamo.config.error_on_recompile = True
     peers = Peers(results, time.monotonic() + options.seconds)
     for shape in options.only:
+        # Eager first: the compiled one changes the model.
+        peers.run(shape, 16, (EAGER, COMPILED))
+        peers.run(shape, 4, (COMPILED,))
+    for shape in options.whole:
         for bits in (16, 4):
-            peers.run(shape, bits, compiled=True)
-        peers.run(shape, 16, compiled=False)
+            peers.run(shape, bits, (WHOLE,))
+    return int("failed" in results.figures)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

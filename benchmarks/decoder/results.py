@@ -2,16 +2,19 @@
 
 Two scripts write it (``h100`` and ``peers``), in one run on one machine; each begins with what is
 there. ``models`` has a row a name of the table, and rows of the same shape hold the same figures.
-The figures of single kernels come from a third, and are put beside them:
+Where they ran side by side, into files of their own, and for the figures of single kernels:
 
     python -m benchmarks.decoder.results docs/benchmarks/decode_h100.json \
-        --kernels docs/benchmarks/decoder_kernels_h100.json
+        --peers peers.json --kernels docs/benchmarks/decoder_kernels_h100.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +66,16 @@ class Results:
         """The figures of one shape, to be filled."""
         found: dict[str, Any] = self.figures["shapes"].setdefault(name, {})
         return found
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """A part of the run: where it fails, that is told here, and the others go on."""
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exc()
+            self.figures.setdefault("failed", {})[name] = f"{type(error).__name__}: {error}"
+        self.write()
 
     def write(self) -> None:
         """Sum up and write."""
@@ -121,13 +134,24 @@ def fp16_of_peers(shape: str, figures: dict[str, Any]) -> list[dict[str, float]]
 
 
 def main() -> None:
-    """Put the figures of single kernels beside those of models."""
+    """Put figures of other files beside those of models."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("figures", type=Path)
-    parser.add_argument("--kernels", type=Path, required=True)
+    parser.add_argument("--kernels", type=Path)
+    parser.add_argument("--peers", type=Path)
     options = parser.parse_args()
     results = Results(options.figures)
-    results.figures["kernels"] = json.loads(options.kernels.read_text())["kernels"]
+    if options.kernels:
+        results.figures["kernels"] = json.loads(options.kernels.read_text())["kernels"]
+    if options.peers:
+        others = json.loads(options.peers.read_text())
+        results.figures["peers"] |= others["peers"]
+        results.figures["peers_run"] = {
+            key: others[key]
+            for key in ("machine", "date", "code", "copy_bandwidth_gb_s", "failed")
+            if key in others
+        }
+        results.figures["peers_not_available"] = others["peers_not_available"]
     results.write()
 
 

@@ -5,9 +5,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from benchmarks.decoder.compiled_peer import CompiledSteps
 from benchmarks.decoder.peers import error_against_ours, matrices_of, transformers_model
 from benchmarks.decoder.random_models import RandomModel, read_model
-from benchmarks.decoder.results import BEST, SHAPES, TABLE, Results
+from benchmarks.decoder.results import BEST, SHAPES, TABLE, Results, main
 from edge_perception.core.language_model import read_shape
 from edge_perception.vlm.decoder import Decoder
 from edge_perception.vlm.language_model import Prompt
@@ -29,6 +30,20 @@ def test_peer_with_the_same_random_weights_answers_the_same(config) -> None:
     weights = RandomModel(config, 16, 16, device="cpu").weights()
     model = transformers_model(config, weights, torch.float16)
     assert error_against_ours(model, weights) < 0.01
+
+
+@pytest.mark.parametrize("config", [LLAMA, QWEN2])
+@torch.no_grad()
+def test_steps_of_the_compiled_peer_are_those_of_its_model(config) -> None:
+    weights = RandomModel(config, 16, 16, device="cpu").weights()
+    wanted = transformers_model(config, weights, torch.float16)(TOKENS[None]).logits[0]
+    model = transformers_model(config, weights, torch.float16)
+    steps = CompiledSteps(model, 32, lambda function: function)
+    for index, token in enumerate(TOKENS):
+        steps.token.fill_(int(token))
+        steps.length.fill_(index)
+        steps.step()
+        torch.testing.assert_close(steps.logits[0], wanted[index], rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16])
@@ -90,3 +105,35 @@ def test_speed_up_is_over_the_fastest_fp16_of_all_that_ran(tmp_path) -> None:
     assert row["best_fp16_ms"] == {"4": 7.0}
     assert row["int4_tokens_per_s"] == {"4": 500.0}
     assert row["bandwidth_share"][BEST] == {"4": 1.0}
+
+
+def test_part_that_fails_is_told_and_the_others_go_on(tmp_path, capsys) -> None:
+    results = Results(tmp_path / "decode.json")
+    with results.part("first"):
+        raise ValueError("no such kernel")
+    with results.part("second"):
+        results.shape("llama-2-7b")["proof"] = {}
+    written = json.loads((tmp_path / "decode.json").read_text())
+    assert written["failed"] == {"first": "ValueError: no such kernel"}
+    assert written["shapes"] == {"llama-2-7b": {"proof": {}}}
+    assert "no such kernel" in capsys.readouterr().err
+
+
+def test_figures_of_other_files_are_put_beside(tmp_path, monkeypatch) -> None:
+    path, kernels, peers = (tmp_path / f"{name}.json" for name in ("decode", "kernels", "peers"))
+    results = Results(path)
+    results.figures["copy_bandwidth_gb_s"] = 3000.0
+    results.shape("nvila-2b")["decode"] = {BEST: variant(1.0), "fp16": variant(3.0)}
+    results.write()
+    kernels.write_text(json.dumps({"kernels": [{"name": "linear"}], "date": "other"}))
+    compiled = {"precision": "fp16", "ms": {"nvila-2b": {"4": 2.0}}}
+    told = {"peers": {"compiled": compiled}, "date": "now", "peers_not_available": {}}
+    peers.write_text(json.dumps(told))
+    arguments = [str(path), "--kernels", str(kernels), "--peers", str(peers)]
+    monkeypatch.setattr("sys.argv", ["results", *arguments])
+    main()
+    written = json.loads(path.read_text())
+    assert written["kernels"] == [{"name": "linear"}]
+    assert written["peers_run"] == {"date": "now"}
+    assert written["models"]["NVILA-2B"]["speedup"] == {"4": 2.0}
+    assert "date" not in written
