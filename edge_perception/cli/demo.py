@@ -17,11 +17,28 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--bag", help="bag, folder of images or video; default: the demo bag")
     parser.add_argument("--manifest", type=Path, help="model; default: the demo detector")
+    parser.add_argument(
+        "--vlm",
+        help="model of the VLM node: a manifest, a transformers directory, or off; default: the"
+        " embedded one, if this package carries it",
+    )
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="default: %(default)s")
     parser.add_argument("--rate", type=float, default=1.0, help="speed; default: %(default)s")
     parser.add_argument("--fps", type=float, default=0.0, help="images a second; default: recorded")
     parser.add_argument("--stamps", choices=("shifted", "recorded"), default="shifted")
     parser.set_defaults(run=run)
+
+
+def _vlm_model(chosen: str | None) -> Path | None:
+    from edge_perception.embedded import demo_vlm_manifest
+    from edge_perception.errors import ConfigError
+
+    if chosen is not None:
+        return None if chosen == "off" else Path(chosen)
+    try:
+        return demo_vlm_manifest()
+    except ConfigError:  # a package without the embedded model
+        return None
 
 
 def run(options: argparse.Namespace) -> int:
@@ -40,6 +57,7 @@ def run(options: argparse.Namespace) -> int:
         rate=options.rate,
         fps=options.fps,
         stamps=options.stamps,
+        vlm=_vlm_model(options.vlm),
     )
     console = Console()
     columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn())

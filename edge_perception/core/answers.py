@@ -172,7 +172,8 @@ class Answer:
     at. ``stale_ms`` is how long the frame had been on this computer when the answer was told,
     ``stale`` whether that is more than was allowed. ``ttft_ms`` runs from the prompt's arrival to
     the first token, waiting and vision included; None without a token. ``grounded`` are indices
-    into the detections of the very same frame that the text speaks of; None where none are known.
+    into the detections stamped ``grounded_stamp_ns`` that the text speaks of: those of the very
+    same frame, or else the nearest in time; both None where there are none near.
     ``image_side_px`` and ``features_cached`` tell how the picture was seen. ``error`` says what was
     wrong where ``finish_reason`` is "error".
     """
@@ -190,6 +191,7 @@ class Answer:
     tokens: int = 0
     tokens_per_s: float | None = None
     grounded: tuple[int, ...] | None = None
+    grounded_stamp_ns: int | None = None
     image_side_px: int | None = None
     features_cached: bool = False
     model: str = ""
@@ -202,8 +204,8 @@ class Answer:
     def to_json(self) -> str:
         """Return the message's text."""
         told = asdict(self)
-        stamp_ns = told.pop("stamp_ns")
-        told["stamp"] = {"sec": stamp_ns // 1_000_000_000, "nanosec": stamp_ns % 1_000_000_000}
+        for name in ("stamp", "grounded_stamp"):
+            told[name] = _to_stamp(told.pop(f"{name}_ns"))
         return json.dumps(told)
 
     @classmethod
@@ -211,11 +213,23 @@ class Answer:
         """Read a message's text; ``RequestError`` where it is none of ours."""
         try:
             told = json.loads(text)
-            stamp = told.pop("stamp")
-            told["stamp_ns"] = int(stamp["sec"]) * 1_000_000_000 + int(stamp["nanosec"])
+            told["stamp_ns"] = _from_stamp(told["stamp"])
+            if told.get("grounded_stamp") is not None:
+                told["grounded_stamp_ns"] = _from_stamp(told["grounded_stamp"])
             if told.get("grounded") is not None:
                 told["grounded"] = tuple(told["grounded"])
             known = {entry.name for entry in fields(cls)}
             return cls(**{name: value for name, value in told.items() if name in known})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RequestError(f"not an answer of the VLM node ({error!r})") from error
+
+
+def _to_stamp(stamp_ns: int | None) -> dict[str, int] | None:
+    """A time as ROS messages have it."""
+    if stamp_ns is None:
+        return None
+    return {"sec": stamp_ns // 1_000_000_000, "nanosec": stamp_ns % 1_000_000_000}
+
+
+def _from_stamp(stamp: Mapping[str, Any]) -> int:
+    return int(stamp["sec"]) * 1_000_000_000 + int(stamp["nanosec"])

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,6 +15,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from vision_msgs.msg import Detection2DArray
 
+from edge_perception.core.contention import ContentionSplit, SplitFrame
 from edge_perception.core.latency import LatencyWindow
 from edge_perception.core.ledger import Key, LedgerJoiner, LedgerRow
 from edge_perception.errors import ConfigError
@@ -57,7 +58,8 @@ class ProfilerNode(ManagedNode):
     """Joins ``detections`` with ``detector/stages`` by frame_id and stamp.
 
     Either half may come first; halves that never meet are counted. Counters of the other nodes,
-    as they tell them on ``/diagnostics``, are kept for the report.
+    as they tell them on ``/diagnostics``, are kept for the report. By ``vlm/stages``, frames are
+    told apart into those beside which the language model worked and the others.
     """
 
     def __init__(self, name: str = "profiler", **node_options: Any) -> None:
@@ -65,6 +67,7 @@ class ProfilerNode(ManagedNode):
         self._window = LatencyWindow()
         self._counts: Counter[str] = Counter()
         self._joiner = LedgerJoiner()
+        self._split = ContentionSplit()
         self._told: dict[str, Mapping[str, str]] = {}
         self._deadline_ns = 0
         self._last_arrival_ns = 0
@@ -91,6 +94,7 @@ class ProfilerNode(ManagedNode):
         ]
         if self.parameter_values()["stages"]:
             ears.append((DiagnosticArray, "detector/stages", self._on_stages))
+            ears.append((DiagnosticArray, "vlm/stages", self._on_vlm_work))
         self._subscriptions_made = [
             self.create_subscription(message_type, topic, callback, reliable)
             for message_type, topic, callback in ears
@@ -102,6 +106,7 @@ class ProfilerNode(ManagedNode):
             self.destroy_subscription(subscription)
         self._subscriptions_made = []
         self._book(self._joiner.finish())
+        self._tell_apart(self._split.finish())
         if self._files is not None:
             self._files.write_counters({"profiler": self.counters(), "nodes": self._told})
 
@@ -143,6 +148,7 @@ class ProfilerNode(ManagedNode):
             self._rate_hz = self._arrived_since_report * 1e9 / (now_ns - self._rate_since_ns)
         self._rate_since_ns, self._arrived_since_report = now_ns, 0
         self._book(self._joiner.expire(now_ns))
+        self._tell_apart(self._split.expire(now_ns))
         super().publish_diagnostics()
 
     def health(self) -> Health:
@@ -172,6 +178,16 @@ class ProfilerNode(ManagedNode):
         now_ns = self.get_clock().now().nanoseconds
         self._book(self._joiner.add_stages(_key(message), now_ns, status.name, values))
 
+    def _on_vlm_work(self, message: DiagnosticArray) -> None:
+        try:
+            (status,) = message.status
+            values = from_status(status)
+            start_ns, end_ns = int(values["start_stamp_ns"]), int(values["end_stamp_ns"])
+        except (ValueError, KeyError):
+            self._counts["malformed"] += 1
+            return
+        self._tell_apart(self._split.add_work(start_ns, end_ns))
+
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
             if status.name != self.get_fully_qualified_name().lstrip("/"):
@@ -184,10 +200,16 @@ class ProfilerNode(ManagedNode):
             self._counts["deadline_misses"] += row.end_to_end_ns > self._deadline_ns
             self._counts["negative_age"] += row.end_to_end_ns < 0
             self._window.add("end_to_end", row.end_to_end_ns)
+            self._split.add_frame(row.stamp_ns, row.arrival_ns)
             for stage, duration_ns in row.stages_ns.items():
                 self._window.add(stage, duration_ns)
             if self._files is not None:
                 self._files.write_row(row)
+
+    def _tell_apart(self, frames: Iterable[SplitFrame]) -> None:
+        for frame in frames:
+            kind = "with_vlm" if frame.beside_work else "without_vlm"
+            self._window.add(f"end_to_end_{kind}", frame.end_to_end_ns)
 
 
 def _key(message: Detection2DArray | DiagnosticArray) -> Key:

@@ -44,6 +44,7 @@ from edge_perception.vlm.vision_cache import Picture, VisionCache
 from edge_perception.vlm.worker import Worker, WorkerSettings
 
 _LOOK_AROUND_S = 0.25  # how often subscribers are counted
+_NEAR_NS = 500_000_000  # detections of a frame so near may stand for those of an answer's own
 _MOST_VIEWS = 64  # frames whose detections are remembered, two seconds of a usual camera
 
 Key = tuple[str, int]
@@ -56,8 +57,8 @@ class VlmNode(ManagedNode):
     ``~/debug_image`` and ``~/stages``. A node looks at one camera.
 
     ``streams`` are given by the container; a node of its own process reads the topic that its
-    parameter ``frames_topic`` names. Frames are leased for as long as copying one takes, on this node's
-    thread; the model runs on the worker's.
+    parameter ``frames_topic`` names. Frames are leased for as long as copying one takes, on this
+    node's thread; the model runs on the worker's.
     """
 
     def __init__(
@@ -321,10 +322,11 @@ class VlmNode(ManagedNode):
 
     def tell_answer(self, asked: Asked, answer: Answer, picture: Picture | None) -> None:
         """Publish an answer or a caption, and the picture with both for people."""
-        seen = self._views.get((answer.frame_id, answer.stamp_ns))
-        if seen is not None and answer.text:
+        stamp_ns, seen = self._detections_near(answer)
+        if stamp_ns is not None and answer.text:
             names = [seen_object.name for seen_object in seen]
-            answer = replace(answer, grounded=mentioned(answer.text, names))
+            grounded = mentioned(answer.text, names)
+            answer = replace(answer, grounded=grounded, grounded_stamp_ns=stamp_ns)
         message = String(data=answer.to_json())
         if asked.is_caption:
             self._caption.publish(message)
@@ -332,7 +334,19 @@ class VlmNode(ManagedNode):
         else:
             self._answer.publish(message)
         if picture is not None and self._debug_image.get_subscription_count():
-            self._publish_debug_image(answer, picture, seen or ())
+            self._publish_debug_image(answer, picture, seen)
+
+    def _detections_near(self, answer: Answer) -> tuple[int | None, tuple[SeenObject, ...]]:
+        """The detections of an answer's frame, or else the nearest in time; and their stamp."""
+        views = {
+            stamp_ns: seen
+            for (frame_id, stamp_ns), seen in tuple(self._views.items())
+            if frame_id == answer.frame_id and abs(stamp_ns - answer.stamp_ns) <= _NEAR_NS
+        }
+        if not views:
+            return None, ()
+        nearest = min(views, key=lambda stamp_ns: abs(stamp_ns - answer.stamp_ns))
+        return nearest, views[nearest]
 
     def tell_work(self, picture: Picture, start_ns: int, end_ns: int) -> None:
         """Publish when the model was busy, for the profiler."""

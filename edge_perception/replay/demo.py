@@ -7,8 +7,10 @@ that is still loading. Both end with this process, however it ends.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 from edge_perception.replay import run_files
 from edge_perception.replay.graph_process import NodeProcess, await_file, graph_environment
 from edge_perception.replay.model_facts import read_model_facts
+from edge_perception.replay.questions import BagQuestion, bag_questions
 from edge_perception.replay.report import Recording, read_recording, write_report
 
 # Precision at low scores belongs to mean average precision, so more is published than is shown.
@@ -26,11 +29,13 @@ _PLAY_MARGIN_S = 60.0
 # Counters travel on /diagnostics once a second; the last ones shall be final.
 _LAST_COUNTERS_S = 1.3
 _POLL_S = 0.1
+_ASKED_EVERY_S = 0.4  # time for captions between the questions
+_NO_TRUTH = BagQuestion("way", "Is the way free?", ())
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What to play through which model, and where to put the results."""
+    """What to play through which models, and where to put the results; ``vlm`` None: without."""
 
     bag: str
     manifest: Path
@@ -38,6 +43,7 @@ class DemoOptions:
     rate: float = 1.0
     fps: float = 0.0
     stamps: str = "shifted"
+    vlm: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -72,11 +78,15 @@ def play(options: DemoOptions, recording: Recording, tell: Tell) -> None:
     """Run container and player once; their ledgers are in ``options.out`` afterwards."""
     environment = graph_environment()
     container_log, player_log = options.out / "container.log", options.out / "player.log"
-    with NodeProcess(
-        "container", _container_parameters(options), container_log, environment
-    ) as graph:
+    with ExitStack() as started:
+        parameters = _container_parameters(options)
+        graph = started.enter_context(
+            NodeProcess("container", parameters, container_log, environment)
+        )
         # The profiler is the last of its nodes to be configured, and creates this file then.
         await_file(options.out / run_files.PROFILER_LEDGER, _START_TIMEOUT_S, graph)
+        if options.vlm is not None:
+            started.enter_context(_asker(options, recording, environment))
         with NodeProcess("player", _player_parameters(options), player_log, environment) as player:
             _watch(player, graph, recording, options, tell)
         time.sleep(_LAST_COUNTERS_S)
@@ -89,7 +99,26 @@ def _container_parameters(options: DemoOptions) -> Mapping[str, object]:
         "detector:manifest": str(options.manifest.resolve()),
         "detector:score_threshold": SCORE_THRESHOLD,
         "profiler:output_dir": str(options.out.resolve()),
+        "vlm": options.vlm is not None,
+        "vlm:model": "" if options.vlm is None else str(options.vlm.resolve()),
+        "vlm:threads": 1,  # beside a detector that uses every core
     }
+
+
+def _asker(
+    options: DemoOptions, recording: Recording, environment: Mapping[str, str]
+) -> NodeProcess:
+    """A process that asks what the bag's truth can judge, and writes down what it hears."""
+    questions = bag_questions(recording.truths.values()) or [_NO_TRUTH]
+    lines = [json.dumps(question.request(number)) for number, question in enumerate(questions)]
+    (options.out / run_files.QUESTIONS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    parameters = {
+        "autostart": True,
+        "questions": str((options.out / run_files.QUESTIONS).resolve()),
+        "output": str((options.out / run_files.CONVERSATION).resolve()),
+        "pause_s": _ASKED_EVERY_S,
+    }
+    return NodeProcess("asker", parameters, options.out / "asker.log", environment)
 
 
 def _player_parameters(options: DemoOptions) -> Mapping[str, object]:

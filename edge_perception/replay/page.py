@@ -33,13 +33,15 @@ _FRAME_KINDS = (
 class Media:
     """Pictures of the page: JPEGs, and the annotated frames as an animated WebP, if there is one.
 
-    ``aspect`` is the frames' width over their height.
+    ``aspect`` is the frames' width over their height. ``spoken_of`` are JPEGs of frames with what
+    the VLM node said of each.
     """
 
     hero_jpeg: bytes
     sheet_jpeg: bytes
     animation_webp: bytes | None
     aspect: float
+    spoken_of: Sequence[tuple[bytes, Sequence[str]]] = ()
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,51 @@ def render_page(report: Mapping[str, Any], media: Media, times: FrameTimes) -> s
         " never queued.",
         accuracy=_accuracy_rows(report["accuracy"]),
         accuracy_words=_accuracy_words(report["accuracy"]),
+        conversation=render_conversation(report["vlm"], media.spoken_of) if "vlm" in report else "",
         sheet=data_url("image/jpeg", media.sheet_jpeg),
         facts=_facts(report),
         footer=escape(f"Schema {report['schema']}. The same figures, for machines: report.json."),
     )
+
+
+def render_conversation(
+    vlm: Mapping[str, Any], spoken_of: Sequence[tuple[bytes, Sequence[str]]]
+) -> str:
+    """Return the section about captions and answers; all text is escaped."""
+    cards = "".join(
+        f'<figure><img alt="A frame that was spoken of" src="{data_url("image/jpeg", jpeg)}">'
+        f"<figcaption>{''.join(f'<p>{escape(line)}</p>' for line in lines)}</figcaption></figure>"
+        for jpeg, lines in spoken_of
+    )
+    words = escape(_conversation_words(vlm))
+    return (
+        f'<section><h2>Captions and answers</h2><p class="lead">{words}</p>'
+        f'<div class="spoken">{cards}</div></section>'
+    )
+
+
+def _conversation_words(vlm: Mapping[str, Any]) -> str:
+    accuracy, beside, alone = vlm["accuracy"], *vlm["detector_ms"].values()
+    kinds = ", ".join(
+        f"{kind} {number(100 * told['right'])}% of {told['judged']}"
+        for kind, told in accuracy["by_kind"].items()
+    )
+    right = None if accuracy["right"] is None else 100 * accuracy["right"]
+    return (
+        f"{vlm['captions']} captions and {vlm['answers']} answers by {vlm['model']}. Of"
+        f" {accuracy['judged']} that the bag's own boxes can judge, {number(right)}% are right to"
+        f" the letter ({kinds or 'none'}). First token after {number(vlm['ttft_ms']['p50'])} ms in"
+        f" the median, {number(vlm['tokens_per_s'])} tokens a second, features of unchanged"
+        f" pictures used again for {number(_percent(vlm['cache_hit_rate']))}% of the answers. The"
+        f" detector's latency: p50 {number(beside['p50'])}, p90 {number(beside['p90'])}, p99"
+        f" {number(beside['p99'])} ms on frames beside which the model worked, p50"
+        f" {number(alone['p50'])}, p90 {number(alone['p90'])}, p99 {number(alone['p99'])} ms on the"
+        " others."
+    )
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
 
 
 def page_style() -> str:

@@ -10,6 +10,12 @@ from typing import Any
 
 from edge_perception.core.image import UInt8Array
 from edge_perception.replay import messages, pictures
+from edge_perception.replay.conversation import (
+    Conversation,
+    conversation_report,
+    highlights,
+    load_conversation,
+)
 from edge_perception.replay.figures import make_report
 from edge_perception.replay.messages import LabelledBoxes
 from edge_perception.replay.page import FrameTimes, Media, render_page
@@ -19,6 +25,7 @@ from edge_perception.replay.sources import open_source
 
 _TILES = 9
 _HERO_SCALE = 2
+_HIGHLIGHTS = 9
 # Twelve seconds: a page with more would be slow to load, and encoding it slow to wait for.
 _MOST_ANIMATED = 120
 
@@ -59,9 +66,12 @@ def write_report(
         "fps": recording.fps,
     }
     report = make_report(run, recording.truths, model=model, source=source)
+    talk = load_conversation(folder, run, recording.truths)
+    if talk is not None:
+        report["vlm"] = conversation_report(talk, run)
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    page = render_page(report, _make_media(recording, run, out), _frame_times(run))
+    page = render_page(report, _make_media(recording, run, talk, out), _frame_times(run))
     (out / "report.html").write_text(page, encoding="utf-8")
     return report
 
@@ -92,7 +102,7 @@ def _frame_times(run: Run) -> FrameTimes:
     )
 
 
-def _make_media(recording: Recording, run: Run, out: Path) -> Media:
+def _make_media(recording: Recording, run: Run, talk: Conversation | None, out: Path) -> Media:
     tiles = [picture for picture, _ in _annotated(recording, _spread(run, _TILES), _HERO_SCALE)]
     hero = max(run.frames, key=_interest)
     heroes = [p for p, _ in _annotated(recording, [hero], _HERO_SCALE, captions=False)]
@@ -108,7 +118,17 @@ def _make_media(recording: Recording, run: Run, out: Path) -> Media:
         sheet_jpeg=sheet,
         animation_webp=animation.read_bytes() if has_animation else None,
         aspect=heroes[0].shape[1] / heroes[0].shape[0],
+        spoken_of=[] if talk is None else list(_spoken_of(recording, talk)),
     )
+
+
+def _spoken_of(recording: Recording, talk: Conversation) -> Iterator[tuple[bytes, list[str]]]:
+    """Yield pictures of what was asked and told about, with the words."""
+    chosen = highlights(talk, _HIGHLIGHTS)
+    lines = {frame.sent.recorded_stamp_ns: said for frame, said in chosen}
+    frames = [frame for frame, _ in chosen]
+    for picture, frame in _annotated(recording, frames, 1, captions=False):
+        yield pictures.encode_jpeg(picture), lines[frame.sent.recorded_stamp_ns]
 
 
 def _spread(run: Run, count: int) -> list[PlayedFrame]:

@@ -23,7 +23,9 @@ PLAYER_LEDGER = "player.jsonl"
 PROFILER_LEDGER = "ledger.jsonl"
 DETECTIONS = "detections.jsonl"
 COUNTERS = "counters.json"
-ALL = (PLAYER_LEDGER, PROFILER_LEDGER, DETECTIONS, COUNTERS)
+QUESTIONS = "questions.jsonl"
+CONVERSATION = "conversation.jsonl"
+ALL = (PLAYER_LEDGER, PROFILER_LEDGER, DETECTIONS, COUNTERS, QUESTIONS, CONVERSATION)
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ def load_run(folder: Path, image_topic: str) -> Run:
         results = {int(row["stamp_ns"]): row for row in _read_lines(folder / DETECTIONS)}
         found = {stamp_ns: _to_boxes(row) for stamp_ns, row in results.items()}
         arrivals = {s: int(row["arrival_monotonic_ns"]) for s, row in results.items()}
-        counters = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))["nodes"]
+        told = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))
+        counters = {**told["nodes"], "profiler": _as_text(told.get("profiler", {}))}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BagError(
             f"the profiler's files in {str(folder)!r} cannot be read: {error!r}",
@@ -128,6 +131,11 @@ def load_run(folder: Path, image_topic: str) -> Run:
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _as_text(values: Mapping[str, Any]) -> dict[str, str]:
+    """Counters as diagnostics carry them."""
+    return {name: json.dumps(value) for name, value in values.items()}
 
 
 def _to_boxes(row: Mapping[str, Any]) -> LabelledBoxes:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from edge_perception.core.answers import Answer, Request
+from edge_perception.core.answers import YES_NO, Answer, Request
 from edge_perception.core.image import UInt8Array
 from edge_perception.core.sampling import GREEDY, Sampling
 from edge_perception.errors import (
@@ -87,10 +88,12 @@ class Answerer:
         return allowed or self._sides_px[:1]
 
     def warm_up(self) -> None:
-        """Measure each resolution once on a grey picture, so that the first deadline can be kept.
+        """Measure each resolution on a grey picture, so that the first deadline can be kept.
 
         Raises ``DeviceMemoryError`` where not even the smallest fits.
         """
+        with suppress(RequestError):  # without llguidance, or with a vocabulary it cannot read
+            constrain_to_choices(self.model.vocabulary, YES_NO)
         grey = np.full((480, 640, 3), 127, np.uint8)
         picture = Picture(grey, 0, "", time.monotonic_ns())
         for _ in range(2):  # the first run of all pays for what is made lazily

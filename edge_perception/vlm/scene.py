@@ -96,8 +96,9 @@ def mentioned(text: str, names: Sequence[str]) -> tuple[int, ...]:
     """The indices of ``names`` (classes, one for each detection) that a text speaks of.
 
     A class is spoken of where its words stand in the text one after the other, in singular or
-    plural (-s, -es, -ies), whatever their case; underscores count as blanks. Every detection of
-    such a class is meant: which of two chairs is "the chair on the left" is not decided here.
+    plural (-s, -es, -ies; people), whatever their case; underscores count as blanks. Every
+    detection of such a class is meant: which of two chairs is "the chair on the left" is not
+    decided here.
     """
     words = _words(text)
     spoken = {name: any(_stands_in(form, words) for form in _forms(name)) for name in set(names)}
@@ -116,6 +117,8 @@ def _forms(name: str) -> list[list[str]]:
     plurals = [last, f"{last}s", f"{last}es"]
     if last.endswith("y"):
         plurals.append(f"{last[:-1]}ies")
+    if last == "person":
+        plurals.append("people")
     return [[*words[:-1], form] for form in plurals]
 
 

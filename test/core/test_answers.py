@@ -75,7 +75,8 @@ def test_refusal_tells_the_id_that_could_be_read() -> None:
 def test_answer_survives_its_message() -> None:
     answer = Answer(
         "q", "What?", "two plants", "end", stamp_ns=12_000_000_034, frame_id="front",
-        stale_ms=31.5, ttft_ms=20.0, tokens=3, tokens_per_s=50.0, grounded=(0, 2),
+        stale_ms=31.5, ttft_ms=20.0, tokens=3, tokens_per_s=50.0,
+        grounded=(0, 2), grounded_stamp_ns=12_000_000_000,
     )  # fmt: skip
     message = answer.to_json()
     assert json.loads(message)["stamp"] == {"sec": 12, "nanosec": 34}

@@ -41,11 +41,15 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def write_vlm(folder: Path, family: str, seed: int = 0) -> nn.Module:
-    """Write a checkpoint of random weights, and return transformers' model of it."""
+def write_vlm(folder: Path, family: str, seed: int = 0, **text: Any) -> nn.Module:
+    """Write a checkpoint of random weights, and return transformers' model of it.
+
+    ``text`` changes the language tower's configuration.
+    """
     kind, settings = VISION_FAMILIES[family]
     settings = deepcopy(settings) | {name: _TOKENS[name] for name in _TOKENS}
-    settings["text_config"] |= _TEXT
+    settings["text_config"] |= _TEXT | text
+    _fit_head(settings, text.get("hidden_size"))
     set_seed(seed)
     config = AutoConfig.for_model(kind, **settings)
     model: nn.Module = AutoModelForImageTextToText.from_config(config).eval()
@@ -56,6 +60,16 @@ def write_vlm(folder: Path, family: str, seed: int = 0) -> nn.Module:
     (folder / "preprocessor_config.json").write_text(json.dumps({**_MEAN, **PROCESSORS[family]}))
     _write_tokenizer(folder)
     return model
+
+
+def _fit_head(settings: dict[str, Any], hidden_size: int | None) -> None:
+    """Let what depends on the language tower's width follow it: four heads of 64."""
+    if hidden_size is None:
+        return
+    if "out_hidden_size" in settings["vision_config"]:
+        settings["vision_config"]["out_hidden_size"] = hidden_size
+        settings["text_config"]["rope_parameters"]["mrope_section"] = [8, 12, 12]
+        settings["text_config"]["head_dim"] = hidden_size // 4
 
 
 def _write_tokenizer(folder: Path) -> None:

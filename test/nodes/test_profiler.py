@@ -162,3 +162,25 @@ def test_folder_that_cannot_be_written_fails_the_configuration_until_it_is_corre
     node.set_parameters([Parameter("output_dir", value=str(tmp_path / "out"))])
     assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
     assert (tmp_path / "out" / "ledger.jsonl").is_file()
+
+
+def vlm_work(start_ns: int, end_ns: int) -> Any:
+    values = {"start_stamp_ns": start_ns, "end_stamp_ns": end_ns}
+    status = to_status("vlm", DiagnosticStatus.OK, "work", values)
+    return to_diagnostic_array(to_header(start_ns, "camera"), status)
+
+
+def test_frames_beside_the_language_model_are_told_apart(
+    make_profiler: Callable[..., ProfilerNode],
+) -> None:
+    profiler = make_profiler()
+    for _ in range(3):
+        stamp = now_ns(profiler) - 1_000_000
+        profiler._on_detections(answer(stamp))
+        profiler._on_stages(stages(stamp))
+    profiler._on_vlm_work(vlm_work(now_ns(profiler) - 10_000_000, now_ns(profiler)))
+    told = profiler.counters()
+    assert told["end_to_end_with_vlm.n"] == 3
+    assert "end_to_end_without_vlm.n" not in told
+    profiler._on_vlm_work(to_diagnostic_array(to_header(0, "")))
+    assert profiler.counters()["malformed"] == 1

@@ -169,8 +169,14 @@ def test_answer_names_the_detections_it_speaks_of(asking: Asking) -> None:
     answer = asking.ask("grounded", "Describe.")
     assert answer.stamp_ns == to_nanoseconds(header.stamp)
     assert answer.grounded == (1, 3)
-    asking.show(8)
-    assert asking.ask("unknown", "Describe.").grounded is None
+    assert answer.grounded_stamp_ns == answer.stamp_ns
+    near = asking.show(8)  # this one the detector skipped
+    answer = asking.ask("near", "Describe.")
+    assert answer.stamp_ns == to_nanoseconds(near.stamp)
+    assert answer.grounded_stamp_ns == to_nanoseconds(header.stamp)
+    graph.send(draw_number(9), header=graph.next_header("another_camera"))
+    graph.wait_for(lambda: asking.ask(f"far {time.time()}").frame_id == "another_camera")
+    assert asking.answers()[-1].grounded is None
 
 
 def test_parameters_change_between_two_answers(asking: Asking) -> None:
@@ -280,3 +286,30 @@ def test_unknown_model_is_a_failed_transition(graph: Any, tmp_path: Path) -> Non
     graph.wait_for(lambda: graph.level("vlm"))
     assert not graph.change_state("vlm", "configure")
     graph.wait_for(lambda: "cannot read manifest" in graph.message("vlm"))
+
+
+def test_asker_asks_in_turn_and_writes_down_what_it_hears(graph: Any, tmp_path: Path) -> None:
+    asking = start(graph)
+    asking.show(44)
+    questions = tmp_path / "questions.jsonl"
+    asked = [{"id": name, "prompt": "number?"} for name in "ab"]
+    questions.write_text("".join(json.dumps(question) + "\n" for question in asked))
+    output = tmp_path / "heard.jsonl"
+    graph.start("asker", autostart=True, questions=str(questions), output=str(output))
+
+    def heard() -> list[Answer]:
+        lines = output.read_text().splitlines() if output.exists() else []
+        told = [json.loads(line) for line in lines]
+        return [Answer.from_json(row["message"]) for row in told if row["kind"] == "answer"]
+
+    graph.wait_for(lambda: len(heard()) >= 4)
+    assert [answer.id for answer in heard()[:4]] == ["a #0", "b #1", "a #2", "b #3"]
+    assert {answer.text for answer in heard()} == {"44"}
+    assert graph.counters("asker")["answers"] >= 4
+
+
+def test_asker_without_questions_is_a_failed_transition(graph: Any, tmp_path: Path) -> None:
+    graph.start("asker", questions=str(tmp_path / "none.jsonl"))
+    graph.wait_for(lambda: graph.level("asker"))
+    assert not graph.change_state("asker", "configure")
+    graph.wait_for(lambda: "cannot be read" in graph.message("asker"))

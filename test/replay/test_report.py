@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_perception.core.answers import Answer
 from edge_perception.errors import BagError
 from edge_perception.replay import pictures
 from edge_perception.replay.bag_writer import BagWriter
@@ -255,3 +256,40 @@ def test_page_escapes_names_that_came_from_outside(tmp_path: Path) -> None:
 )
 def test_numbers_for_people(value: float | None, text: str) -> None:
     assert number(value) == text
+
+
+def write_conversation(folder: Path) -> None:
+    """Two answers about the first frame, one about the second, and a caption of the third."""
+    on_wire = [FIRST_NS + SHIFT_NS + index * INTERVAL_NS for index in range(3)]
+    told = [
+        ("answer", Answer("1", "Is there a mug?", "yes", "end", on_wire[0], ttft_ms=40.0)),
+        ("answer", Answer("2", "How many mugs are there?", "3", "end", on_wire[0], ttft_ms=60.0)),
+        ("answer", Answer("3", "Is there a mug?", "no <b>", "end", on_wire[1])),
+        ("caption", Answer("", "Describe.", "A mug.", "end", on_wire[2], model="tiny-vlm")),
+    ]
+    rows = [{"kind": kind, "message": answer.to_json()} for kind, answer in told]
+    write_lines(folder / "conversation.jsonl", rows)
+
+
+def test_report_tells_what_was_said_and_whether_it_was_right(tmp_path: Path) -> None:
+    write_bag(tmp_path / "bag.mcap", 5)
+    write_run(tmp_path, 5, 5)
+    write_conversation(tmp_path)
+    report = write_report(tmp_path, read_recording(str(tmp_path / "bag.mcap")), MODEL, tmp_path)
+    told = report["vlm"]
+    assert (told["answers"], told["captions"], told["model"]) == (3, 1, "tiny-vlm")
+    assert told["accuracy"]["judged"] == 3
+    assert told["accuracy"]["by_kind"]["presence"] == {"judged": 2, "right": 0.5}
+    assert told["ttft_ms"]["p50"] == 50.0
+    page = (tmp_path / "report.html").read_text()
+    assert "How many mugs are there? 3 (wrong: 1)" in page
+    assert "A mug." in page
+    assert "no &lt;b&gt;" in page
+
+
+def test_damaged_conversation_is_named(tmp_path: Path) -> None:
+    write_bag(tmp_path / "bag.mcap", 2)
+    write_run(tmp_path, 2, 2)
+    (tmp_path / "conversation.jsonl").write_text('{"kind": "answer", "message": "nonsense"}\n')
+    with pytest.raises(BagError, match="conversation"):
+        write_report(tmp_path, read_recording(str(tmp_path / "bag.mcap")), MODEL, tmp_path)

@@ -55,9 +55,10 @@ def test_gate_opens_first_and_when_something_changed_for_a_while() -> None:
         ("A truck.", ()),  # only part of the name
         ("Armchairs and cupboards.", ()),  # part of other words
         ("A dish, some dishes", (5,)),
+        ("Three people.", (6,)),
         ("", ()),
     ],
 )
 def test_detections_spoken_of_are_found(text: str, indices: tuple[int, ...]) -> None:
-    names = ("cup", "cup", "chair", "tow_truck", "berry", "dish")
+    names = ("cup", "cup", "chair", "tow_truck", "berry", "dish", "person")
     assert mentioned(text, names) == indices

@@ -182,3 +182,20 @@ def test_incomplete_directory_is_refused(tmp_path: Path, missing: str) -> None:
     (tmp_path / missing).unlink()
     with pytest.raises((CheckpointError, ManifestError)):
         open_at(tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["LLaVA", "Qwen2.5-VL", "Qwen3-VL"])
+def test_model_on_gpu_answers_alike_twice_and_by_a_mask(tmp_path: Path, family: str) -> None:
+    write_vlm(tmp_path, family, hidden_size=256, intermediate_size=512)
+    ours = open_at(tmp_path, device="cuda:0", segments=2)
+    features = ours.encode_image(PICTURE, ours.image_sides_px[0])
+    first = ask(ours, features=features)
+    again = ask(ours, features=features)
+    assert again.tokens == first.tokens  # by the prompt's kept cache
+    source = ours.begin(features, QUESTION, GREEDY)
+    mask = np.zeros(264, bool)
+    mask[[65, 66]] = True
+    written = [source.first(mask), *(source.next(mask) for _ in range(4))]
+    assert set(written) <= {65, 66}
+    ours.close()
