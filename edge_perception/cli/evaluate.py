@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from edge_perception.trust.evaluation import EvaluationSettings
+    from edge_perception.trust.frames import Frames
+
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "evaluate",
-        help="compare an INT8 detector with its float model on your own frames, no labels needed",
-        description="Writes trust.json and trust.html (docs/trust_report.md). With labels, mAP of"
-        " both models stands beside the comparison.",
+        help="compare an INT8 model with its float model on your own frames, no labels needed",
+        description="Writes trust.json and trust.html (docs/trust_report.md), of detectors or of"
+        " classifiers, as the manifests say. With labels, mAP of both detectors stands beside the"
+        " comparison.",
     )
     parser.add_argument("--float", dest="float_manifest", type=Path, required=True, metavar="YAML")
     parser.add_argument("--int8", dest="int8_manifest", type=Path, required=True, metavar="YAML")
@@ -35,32 +39,73 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "--require-recall",
         type=float,
         metavar="SHARE",
-        help="exit with status 1 if recall at IoU 0.75 is below this share",
+        help="exit with status 1 if recall at IoU 0.75, or a classifier's top-1 agreement, is below"
+        " this share",
     )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate, write the report and print its figures."""
-    from rich.console import Console
-    from rich.progress import track
-
-    from edge_perception.trust.evaluation import EvaluationSettings, evaluate_models
+    from edge_perception.backends.store import load_manifest
+    from edge_perception.trust.evaluation import EvaluationSettings
     from edge_perception.trust.frames import Frames
-    from edge_perception.trust.report import load_sensitivity, write_trust_report
+    from edge_perception.trust.report import load_sensitivity
 
     settings = EvaluationSettings(
         options.score, options.nms_iou, options.worst, options.threads, options.seed
     )
     sensitivity = load_sensitivity(options.sensitivity) if options.sensitivity else None
     frames = Frames(options.frames, topic=options.topic, labels=options.labels)
+    manifest, _ = load_manifest(options.float_manifest)
+    compare = _compare_classifiers if manifest.head == "classifier" else _compare_detectors
+    share = compare(options, settings, frames, sensitivity)
+    wanted = options.require_recall
+    return int(wanted is not None and (share is None or share < wanted))
+
+
+def _compare_detectors(
+    options: argparse.Namespace, settings: EvaluationSettings, frames: Frames, sensitivity: Any
+) -> float | None:
+    """Write and print the report of two detectors; return the recall at IoU 0.75."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from edge_perception.trust.evaluation import evaluate_models
+    from edge_perception.trust.report import write_trust_report
+
     shown = track(frames, description="comparing", total=frames.images)
     evaluation = evaluate_models(options.float_manifest, options.int8_manifest, shown, settings)
     report = write_trust_report(evaluation, settings, frames, options.out, sensitivity)
     print_trust(Console(), report, options.out)
-    recall = report["agreement"]["0.75"]["recall"]["value"]
-    wanted = options.require_recall
-    return int(wanted is not None and (recall is None or recall < wanted))
+    recall: float | None = report["agreement"]["0.75"]["recall"]["value"]
+    return recall
+
+
+def _compare_classifiers(
+    options: argparse.Namespace, settings: EvaluationSettings, frames: Frames, sensitivity: Any
+) -> float | None:
+    """Write and print the report of two classifiers; return their top-1 agreement."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from edge_perception.trust.classification import evaluate_classifiers
+    from edge_perception.trust.classification_report import write_classification_report
+    from edge_perception.trust.page import percent
+
+    shown = track(frames, description="comparing", total=frames.images)
+    pair = (options.float_manifest, options.int8_manifest)
+    evaluation = evaluate_classifiers(*pair, shown, settings)
+    report = write_classification_report(evaluation, settings, frames, options.out, sensitivity)
+    top1, top5 = (report["agreement"][key]["value"] for key in ("top1", "top5"))
+    Console().print(
+        f"same likeliest class: {percent(top1, 2)}; float's among INT8's five likeliest:"
+        f" {percent(top5, 2)}; KL {report['kl']['mean']} nats in the mean\n"
+        f"report: {options.out / 'trust.html'}",
+        highlight=False,
+    )
+    agreement: float | None = top1
+    return agreement
 
 
 def print_trust(console: Console, report: Mapping[str, Any], out: Path) -> None:

@@ -116,12 +116,7 @@ def _evaluate(
     settings: EvaluationSettings,
 ) -> Evaluation:
     first, second = (detector.manifest for detector in detectors)
-    if first.class_names != second.class_names:
-        raise ManifestError(
-            f"{first.name!r} and {second.name!r} tell different classes",
-            expected=", ".join(first.class_names),
-            got=", ".join(second.class_names),
-        )
+    check_same_classes(first, second)
     result = Evaluation((first, second))
     told = DetectionSettings(score_threshold=SCORE_FLOOR, nms_iou=settings.nms_iou)
     for frame in frames:
@@ -138,6 +133,16 @@ def _evaluate(
             result.frames.append(JudgedFrame(frame.index, frame.name, comparison, cost))
             _keep_pairs(result, frame.truth, found)
     return result
+
+
+def check_same_classes(first: Manifest, second: Manifest) -> None:
+    """Raise ``ManifestError`` where two models tell different classes."""
+    if first.class_names != second.class_names:
+        raise ManifestError(
+            f"{first.name!r} and {second.name!r} tell different classes",
+            expected=", ".join(first.class_names),
+            got=", ".join(second.class_names),
+        )
 
 
 def _detect(

@@ -71,8 +71,8 @@ def render_trust_page(
         " A dash stands where a model found none.",
         classes=_classes(report["per_class"]),
         accuracy=_accuracy(report["accuracy"]),
-        sensitivity=_sensitivity(report["sensitivity"]),
-        models=_models(models, report["infer_ms"]),
+        sensitivity=sensitivity_section(report["sensitivity"]),
+        models=models_table(models, report["infer_ms"]),
         facts=definition_list(machine_facts(report)),
         footer=escape(f"Schema {report['schema']}. The same figures, for machines: trust.json."),
     )
@@ -83,7 +83,8 @@ def percent(share: float | None, digits: int = 1) -> str:
     return DASH if share is None else f"{100 * share:.{digits}f}%"
 
 
-def _interval(entry: Mapping[str, Any]) -> str:
+def interval_words(entry: Mapping[str, Any]) -> str:
+    """Return the 95% interval of a share in per cent; empty where there is none."""
     if entry["interval95"] is None:
         return ""
     low, high = entry["interval95"]
@@ -95,7 +96,9 @@ def _tiles(report: Mapping[str, Any]) -> Iterable[str]:
     for key, iou in (("recall", "0.50"), ("recall", "0.75"), ("precision", "0.75")):
         entry = agreement[iou][key]
         value = DASH if entry["value"] is None else f"{100 * entry['value']:.1f}"
-        yield tile(f"{key}, IoU {float(iou):g}", value, "%", f"95%: {_interval(entry) or DASH}")
+        yield tile(
+            f"{key}, IoU {float(iou):g}", value, "%", f"95%: {interval_words(entry) or DASH}"
+        )
     shift, change = drift["box_shift_px"], drift["score_change"]
     yield tile("box shift p50", number(shift["p50"], 2), "px", f"p99 {number(shift['p99'], 2)} px")
     yield tile(
@@ -133,8 +136,8 @@ def _agreement(agreement: Mapping[str, Any]) -> str:
     rows = "".join(
         f"<tr><td>IoU {float(iou):g}</td>"
         + "".join(
-            f"<td>{percent(entry[key]['value'])} <small>[{_interval(entry[key]) or DASH}]</small>"
-            "</td>"
+            f"<td>{percent(entry[key]['value'])}"
+            f" <small>[{interval_words(entry[key]) or DASH}]</small></td>"
             for key in ("recall", "precision")
         )
         + "</tr>"
@@ -272,7 +275,8 @@ def _accuracy_row(name: str, first: float | None, second: float | None) -> str:
     )
 
 
-def _sensitivity(layers: Sequence[Mapping[str, Any]] | None) -> str:
+def sensitivity_section(layers: Sequence[Mapping[str, Any]] | None) -> str:
+    """Return the section on what each layer costs; empty where it was not measured."""
     if not layers:
         return ""
     shown = layers[:_MOST_LAYERS]
@@ -290,7 +294,8 @@ def _sensitivity(layers: Sequence[Mapping[str, Any]] | None) -> str:
     )
 
 
-def _models(models: Mapping[str, Mapping[str, Any]], infer_ms: Mapping[str, Any]) -> str:
+def models_table(models: Mapping[str, Mapping[str, Any]], infer_ms: Mapping[str, Any]) -> str:
+    """Return both models' facts and the median of their inference here, side by side."""
     keys = ("name", "head", "precision", "input", "classes", "license", "sha256")
     rows = "".join(
         f"<tr><td>{key}</td>"

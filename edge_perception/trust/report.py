@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from edge_perception.core.machine import describe_code, describe_machine, describe_state, utc_now
-from edge_perception.core.manifest import Manifest
 from edge_perception.errors import ConfigError
 from edge_perception.replay.model_facts import model_facts
 from edge_perception.replay.pictures import encode_jpeg
 from edge_perception.trust.accuracy import accuracy_figures
+from edge_perception.trust.classification import ClassifierEvaluation
 from edge_perception.trust.evaluation import (
     SIDES,
     Evaluation,
@@ -81,25 +81,14 @@ def make_report(
 ) -> dict[str, Any]:
     """Return the figures as they stand in ``trust.json`` (docs/trust_report.md)."""
     frames, names = evaluation.comparisons, evaluation.manifests[0].class_names
-    latency = evaluation.latency.summaries()
     return {
         "schema": SCHEMA,
-        "time": utc_now(),
-        "code": describe_code(),
-        "machine": describe_machine(),
-        "state": describe_state(),
-        "settings": asdict(settings),
-        "source": {**source, "evaluated": len(frames), "unreadable": evaluation.unreadable},
-        "models": {
-            side: _model_facts(manifest)
-            for side, manifest in zip(SIDES, evaluation.manifests, strict=True)
-        },
+        **circumstances(evaluation, settings, source, len(frames), sensitivity),
         "agreement": agreement_figures(frames, settings.seed),
         "fates": fate_figures(frames),
         "drift": drift.figures(),
         "per_class": class_figures(frames, drift, names),
         "accuracy": accuracy_figures(evaluation.float_pairs, evaluation.int8_pairs, settings.seed),
-        "sensitivity": sensitivity and sorted(sensitivity, key=lambda entry: -entry["loss"]),
         "worst_frames": [
             {
                 "index": judged.index,
@@ -110,12 +99,32 @@ def make_report(
             }
             for judged in evaluation.worst(settings.worst)
         ],
-        "infer_ms": {side: asdict(latency[side]) for side in SIDES if side in latency},
     }
 
 
-def _model_facts(manifest: Manifest) -> dict[str, Any]:
-    return {**model_facts(manifest), "provenance": dict(manifest.provenance)}
+def circumstances(
+    evaluation: Evaluation | ClassifierEvaluation,
+    settings: EvaluationSettings,
+    source: Mapping[str, Any],
+    evaluated: int,
+    sensitivity: Sequence[Mapping[str, Any]] | None,
+) -> dict[str, Any]:
+    """Return what a report says beside its figures: when, on what, of which models."""
+    latency = evaluation.latency.summaries()
+    return {
+        "time": utc_now(),
+        "code": describe_code(),
+        "machine": describe_machine(),
+        "state": describe_state(),
+        "settings": asdict(settings),
+        "source": {**source, "evaluated": evaluated, "unreadable": evaluation.unreadable},
+        "models": {
+            side: {**model_facts(manifest), "provenance": dict(manifest.provenance)}
+            for side, manifest in zip(SIDES, evaluation.manifests, strict=True)
+        },
+        "sensitivity": sensitivity and sorted(sensitivity, key=lambda entry: -entry["loss"]),
+        "infer_ms": {side: asdict(latency[side]) for side in SIDES if side in latency},
+    }
 
 
 def load_sensitivity(path: Path) -> list[dict[str, Any]]:
