@@ -29,7 +29,8 @@ from edge_perception.detection.detector import suppress
 from edge_perception.detection.device_backend import DeviceBackend
 from edge_perception.detection.device_path import DEVICE_STAGES, DevicePath, DeviceResult
 from edge_perception.gpu.decode_image import choose_jpeg_decoder, decode_into
-from edge_perception.gpu.ring import FrameRing, RingSpec
+from edge_perception.gpu.ring import FrameRing
+from edge_perception.gpu.ring_spec import RingSpec
 from edge_perception.gpu.transports import transport_named
 from edge_perception.gpu.workspace import Workspace
 from training.detector.evaluate import activate

@@ -10,7 +10,7 @@ import numpy as np
 from cuda.bindings import driver
 
 from edge_perception.gpu.cuda import Stream, checked
-from edge_perception.gpu.cuda_memory import allocate_pinned, view_host
+from edge_perception.gpu.pinned_memory import allocate_pinned, view_host
 
 
 @contextmanager

@@ -39,7 +39,8 @@ from edge_perception.core.manifest import Preprocessing
 from edge_perception.gpu.cuda import Device, Event, Stream, checked, get_device
 from edge_perception.gpu.preprocess import ImageRegion, Preprocessor
 from edge_perception.gpu.preprocess_cuda import CudaPreprocessor, DeviceRegion
-from edge_perception.gpu.ring import FrameRing, RingSpec
+from edge_perception.gpu.ring import FrameRing
+from edge_perception.gpu.ring_spec import RingSpec
 from edge_perception.gpu.transports import choose_transport, transport_named
 
 NETWORK = Preprocessing(640, 640)

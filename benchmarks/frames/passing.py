@@ -27,7 +27,8 @@ from sensor_msgs.msg import Image
 from benchmarks.frames.frame_source import info, random_frame
 from edge_perception.core.frame import FrameInfo
 from edge_perception.core.image import ImageFormat, UInt8Array
-from edge_perception.gpu.ring import FrameRing, RingSpec
+from edge_perception.gpu.ring import FrameRing
+from edge_perception.gpu.ring_spec import RingSpec
 from edge_perception.gpu.transports import transport_named
 from edge_perception.nodes.frame_streams import RemoteFrameStream
 from edge_perception.nodes.messages import to_frame_handle, to_header, to_nanoseconds

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.frames.frame_source import FULL_HD, info, percentiles, random_frame, seal
-from edge_perception.gpu.ring import FrameRing, RingSpec
+from edge_perception.gpu.ring import FrameRing
+from edge_perception.gpu.ring_spec import RingSpec
 from edge_perception.gpu.transports import transport_named
 
 PERIOD_S = 1 / 30

@@ -20,7 +20,8 @@ from typing import Any
 
 from benchmarks.frames.frame_source import FULL_HD, info, percentiles, provenance, random_frame
 from edge_perception.gpu.reader import FrameReader
-from edge_perception.gpu.ring import FrameRing, RingSpec
+from edge_perception.gpu.ring import FrameRing
+from edge_perception.gpu.ring_spec import RingSpec
 from edge_perception.gpu.transports import transport_named
 
 INTERVALS_MS = (5.0, 1.0, 0.2)

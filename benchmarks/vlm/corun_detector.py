@@ -28,7 +28,8 @@ from edge_perception.core.latency import SpanRecorder
 from edge_perception.detection.device_backend import DeviceBackend
 from edge_perception.detection.device_path import DevicePath
 from edge_perception.gpu.cuda import get_device
-from edge_perception.gpu.ring import FrameRing, RingSpec
+from edge_perception.gpu.ring import FrameRing
+from edge_perception.gpu.ring_spec import RingSpec
 from edge_perception.gpu.transports import transport_named
 from edge_perception.gpu.workspace import Workspace
 from training.detector.model import ConvBlock, ModelConfig, NanoDetector, fuse_batch_norm

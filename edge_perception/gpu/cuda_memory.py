@@ -1,20 +1,14 @@
-"""Slots that a GPU reads: device memory, shared between processes or not, and mapped host memory.
+"""Slots in device memory, shared between processes or not; discrete GPUs.
 
-*Device memory* (discrete GPUs). The writer fills the slot's pinned staging buffer, queues the
+The writer fills the slot's pinned staging buffer, queues the
 upload on the ring's stream behind the readers' read-done events, and records the slot's write-done
 event; neither copy nor event blocks the CPU. A decoder on the GPU queues its work on that stream
 instead, and nothing is staged. A staging buffer is free again when its upload is done, which a
 slot's turn in the ring makes certain in practice; if not, the slot counts as in use.
-
-*Mapped memory* (Jetson, whose GPU reads host memory anyway and has no legacy CUDA IPC). The slots
-are shared memory registered with CUDA in every process. There is no upload: the CPU writes, so a
-slot is free only when its readers' GPU work is done. Events do not cross processes here, so a
-reader in another process lets its own CPU wait for its last kernel before it gives a lease back.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -32,9 +26,9 @@ from edge_perception.gpu.cuda import (
     open_memory,
     read_handle,
 )
-from edge_perception.gpu.host_memory import HostMemory, SharedMemoryTransport
 from edge_perception.gpu.ledger import ReadDone
 from edge_perception.gpu.memory import ExportedMemory
+from edge_perception.gpu.pinned_memory import allocate_pinned, view_host
 
 _ALIGNMENT = 512  # of device slots, so that every row's vector loads can be aligned
 
@@ -85,7 +79,7 @@ class DeviceMemory:
         self, slot: int, read_done: Sequence[ReadDone], enqueue: Callable[[int, int], None]
     ) -> None:
         self._device.make_current()
-        marks = set(_events(read_done))
+        marks = set(events_of(read_done))
         for event in marks:
             event.hold_back(self._stream.handle)
         enqueue(self.device_pointer(slot), self._stream.handle)
@@ -244,7 +238,7 @@ class ImportedDeviceMemory:
         return tuple(events)
 
     def export_read_done(self, read_done: ReadDone) -> str:
-        return "".join(event.export().hex() for event in _events([read_done]))
+        return "".join(event.export().hex() for event in events_of([read_done]))
 
     def import_read_done(self, exported: str) -> ReadDone:
         raise FrameError("a reader gets no read-done events")
@@ -261,92 +255,6 @@ class ImportedDeviceMemory:
         for event in (*self._write_done, *self._read_done.values()):
             event.close()
         checked(driver.cuIpcCloseMemHandle(self._base), "unmapping shared device memory")
-
-
-class MappedMemory:
-    """Shared host slots that the GPU of each process reads in place."""
-
-    outlives_writer = True
-
-    def __init__(self, host: HostMemory, device: Device) -> None:
-        self._host = host
-        self._device = device
-        device.make_current()
-        address, size = host.extent()
-        self._address = address
-        checked(
-            driver.cuMemHostRegister(address, size, driver.CU_MEMHOSTREGISTER_DEVICEMAP),
-            "registering shared memory with CUDA",
-        )
-        self._base = int(checked(driver.cuMemHostGetDevicePointer(address, 0), "mapping memory"))
-        self._closed = False
-
-    @property
-    def slot_bytes(self) -> int:
-        return self._host.slot_bytes
-
-    @property
-    def dlpack_device(self) -> tuple[int, int]:
-        return (dlpack.CUDA, self._device.ordinal)  # what a GPU reader may do with the pointer
-
-    def staging(self, slot: int, size_bytes: int) -> UInt8Array:
-        return self._host.staging(slot, size_bytes)
-
-    def commit(self, slot: int, size_bytes: int, read_done: Sequence[ReadDone]) -> None:
-        """Forget the readers' events, which ``must_wait`` found done; nothing is uploaded."""
-        for event in _events(read_done):
-            event.close()
-
-    def fill_on_device(
-        self, slot: int, read_done: Sequence[ReadDone], enqueue: Callable[[int, int], None]
-    ) -> None:
-        # The GPU could write here, but CPU readers of the slot would have no event to wait for.
-        self._host.fill_on_device(slot, read_done, enqueue)
-
-    def must_wait(self, slot: int, read_done: Sequence[ReadDone]) -> bool:
-        self._device.make_current()
-        return not all(event.done() for event in _events(read_done))
-
-    def host_view(self, slot: int, size_bytes: int) -> UInt8Array:
-        return self._host.host_view(slot, size_bytes)
-
-    def download(self, slot: int, size_bytes: int) -> UInt8Array:
-        return self._host.host_view(slot, size_bytes)
-
-    def device_pointer(self, slot: int) -> int:
-        return self._base + slot * self._host.stride
-
-    def wait_written(self, slot: int, stream: int) -> None:
-        """Nothing to wait for: the CPU wrote before it published."""
-
-    def record_read(self, slot: int, streams: Iterable[int]) -> ReadDone:
-        self._device.make_current()
-        events = tuple(Event() for _ in streams)
-        for event, stream in zip(events, streams, strict=True):
-            event.record(stream)
-        return events
-
-    def export_read_done(self, read_done: ReadDone) -> str:
-        """Wait on this reader's CPU, since events do not cross processes here."""
-        for event in _events([read_done]):
-            event.synchronize()
-            event.close()
-        return ""
-
-    def import_read_done(self, exported: str) -> ReadDone:
-        return ()
-
-    def export(self) -> ExportedMemory:
-        return self._host.export()
-
-    def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        self._device.make_current()
-        self._device.synchronize()
-        checked(driver.cuMemHostUnregister(self._address), "unregistering shared memory")
-        self._host.close()
 
 
 class CudaInProcessTransport:
@@ -386,38 +294,6 @@ class CudaIpcTransport:
         return ImportedDeviceMemory(exported)
 
 
-class CudaMappedTransport:
-    """Shared host memory that GPUs read in place; integrated GPUs, and where IPC fails."""
-
-    name = "cuda_mapped"
-    crosses_processes = True
-    device_memory = False
-
-    def __init__(self, ordinal: int = 0) -> None:
-        self._ordinal = ordinal
-        # CUDA registers only memory that it may write, so readers map it writable too.
-        self._files = SharedMemoryTransport(readers_may_write=True)
-
-    def allocate(self, slots: int, slot_bytes: int) -> MappedMemory:
-        device = get_device(self._ordinal)
-        return MappedMemory(self._files.allocate(slots, slot_bytes), device)
-
-    def open(self, exported: ExportedMemory) -> MappedMemory:
-        device = get_device(self._ordinal)
-        return MappedMemory(self._files.open(exported), device)
-
-
-def view_host(address: int, size_bytes: int) -> UInt8Array:
-    """View host memory that CUDA allocated as uint8 ``(n,)``."""
-    raw = (ctypes.c_uint8 * size_bytes).from_address(address)
-    return np.ctypeslib.as_array(raw)
-
-
-def allocate_pinned(size_bytes: int) -> int:
-    """Return the address of page-locked host memory, to be freed by ``cuMemFreeHost``."""
-    return int(checked(driver.cuMemHostAlloc(size_bytes, 0), f"pinning {size_bytes} bytes"))
-
-
 def _allocate(device: Device, slots: int, slot_bytes: int, stride: int) -> tuple[int, int]:
     """Allocate device slots and their pinned staging buffers, or say how much was missing."""
     size = slots * stride
@@ -440,7 +316,8 @@ def _allocate(device: Device, slots: int, slot_bytes: int, stride: int) -> tuple
         ) from error
 
 
-def _events(read_done: Iterable[ReadDone]) -> list[Event]:
+def events_of(read_done: Iterable[ReadDone]) -> list[Event]:
+    """Return all events of some marks."""
     return [event for mark in read_done for event in mark]  # type: ignore[attr-defined]
 
 

@@ -14,7 +14,6 @@ from cuda.bindings import driver
 
 from edge_perception.core.letterbox import Letterbox
 from edge_perception.gpu.cuda import checked, get_device
-from edge_perception.gpu.cuda_memory import allocate_pinned, view_host
 from edge_perception.gpu.head_layout import (
     MAX_CANDIDATES,
     DeviceDetections,
@@ -22,6 +21,7 @@ from edge_perception.gpu.head_layout import (
     PlacementArgument,
 )
 from edge_perception.gpu.kernel_module import load_module
+from edge_perception.gpu.pinned_memory import allocate_pinned, view_host
 
 _CANDIDATE_BYTES = 32
 _KEPT_BYTES = 24

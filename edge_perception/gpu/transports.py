@@ -90,21 +90,29 @@ def _why_no_gpu() -> str:
     return ""
 
 
-def _cuda(kind: str) -> Callable[[], Transport]:
-    def make() -> Transport:
-        from edge_perception.gpu import cuda_memory
+def _cuda_in_process() -> Transport:
+    from edge_perception.gpu.cuda_memory import CudaInProcessTransport
 
-        transport: Transport = getattr(cuda_memory, kind)()
-        return transport
+    return CudaInProcessTransport()
 
-    return make
+
+def _cuda_ipc() -> Transport:
+    from edge_perception.gpu.cuda_memory import CudaIpcTransport
+
+    return CudaIpcTransport()
+
+
+def _cuda_mapped() -> Transport:
+    from edge_perception.gpu.mapped_memory import CudaMappedTransport
+
+    return CudaMappedTransport()
 
 
 _TRANSPORTS: dict[str, Callable[[], Transport]] = {
     "in_process": InProcessTransport,
     "shared_memory": SharedMemoryTransport,
-    "cuda_in_process": _cuda("CudaInProcessTransport"),
-    "cuda_ipc": _cuda("CudaIpcTransport"),
-    "cuda_mapped": _cuda("CudaMappedTransport"),
+    "cuda_in_process": _cuda_in_process,
+    "cuda_ipc": _cuda_ipc,
+    "cuda_mapped": _cuda_mapped,
 }
 TRANSPORT_NAMES = tuple(_TRANSPORTS)

@@ -15,9 +15,9 @@ from cuda.bindings import driver
 from edge_perception.core.image import UInt8Array
 from edge_perception.core.manifest import Preprocessing
 from edge_perception.gpu.cuda import Event, Stream, checked, get_device
-from edge_perception.gpu.cuda_memory import allocate_pinned, view_host
 from edge_perception.gpu.detections_cuda import CudaDecoder
 from edge_perception.gpu.head_layout import HeadLayoutArgument
+from edge_perception.gpu.pinned_memory import allocate_pinned, view_host
 from edge_perception.gpu.preprocess_cuda import CudaPreprocessor
 
 

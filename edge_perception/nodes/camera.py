@@ -27,7 +27,8 @@ from edge_perception.gpu.decode_image import (
     decode_into,
     read_image_format,
 )
-from edge_perception.gpu.ring import FrameRing, RingSpec
+from edge_perception.gpu.ring import FrameRing
+from edge_perception.gpu.ring_spec import RingSpec
 from edge_perception.gpu.transports import (
     TRANSPORT_NAMES,
     TransportChoice,

@@ -9,7 +9,8 @@ import numpy as np
 
 from edge_perception.core.frame import FrameInfo
 from edge_perception.core.image import ImageFormat
-from edge_perception.gpu.ring import FrameRing, RingSpec
+from edge_perception.gpu.ring import FrameRing
+from edge_perception.gpu.ring_spec import RingSpec
 from edge_perception.gpu.transports import transport_named
 
 FORMAT = ImageFormat.packed("bgr8", 48, 64)

@@ -16,7 +16,8 @@ from edge_perception.core.manifest import Preprocessing
 from edge_perception.errors import CudaError, FrameError
 from edge_perception.gpu.cuda import Stream, get_device
 from edge_perception.gpu.preprocess_cuda import CudaPreprocessor, DeviceRegion
-from edge_perception.gpu.ring import FrameRing, RingSpec
+from edge_perception.gpu.ring import FrameRing
+from edge_perception.gpu.ring_spec import RingSpec
 from edge_perception.gpu.transports import transport_named
 
 FORMAT = ImageFormat.packed("rgb8", 48, 64)

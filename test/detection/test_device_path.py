@@ -29,7 +29,8 @@ from edge_perception.detection.device_backend import DeviceBackend
 from edge_perception.errors import EngineError, FrameError
 from edge_perception.gpu.head_layout import DECODABLE_HEADS
 from edge_perception.gpu.lease import FrameLease
-from edge_perception.gpu.ring import FrameRing, RingSpec
+from edge_perception.gpu.ring import FrameRing
+from edge_perception.gpu.ring_spec import RingSpec
 
 SETTINGS = DetectionSettings()
 STREAM = FakeWorkspace.stream

@@ -15,7 +15,8 @@ import pytest
 from edge_perception.core.frame import FrameInfo
 from edge_perception.core.image import ImageFormat
 from edge_perception.errors import FrameError
-from edge_perception.gpu.ring import FrameRing, RingSpec
+from edge_perception.gpu.ring import FrameRing
+from edge_perception.gpu.ring_spec import RingSpec
 from edge_perception.gpu.transports import choose_transport, transport_named
 
 pytestmark = pytest.mark.gpu

@@ -20,7 +20,8 @@ from edge_perception.core.latency import SpanRecorder
 from edge_perception.core.manifest import TensorSpec, parse_manifest
 from edge_perception.detection.detector import DetectionSettings, Detector
 from edge_perception.detection.device_backend import DeviceBackend
-from edge_perception.gpu.ring import FrameRing, RingSpec
+from edge_perception.gpu.ring import FrameRing
+from edge_perception.gpu.ring_spec import RingSpec
 from edge_perception.gpu.transports import transport_named
 from edge_perception.gpu.workspace import Workspace
 

@@ -25,7 +25,8 @@ from edge_perception.errors import CudaError, ImageError
 from edge_perception.gpu.cuda import Stream, checked, get_device
 from edge_perception.gpu.decode_image import choose_jpeg_decoder
 from edge_perception.gpu.nvjpeg import NvJpegDecoder, open_probed
-from edge_perception.gpu.ring import FrameRing, RingSpec
+from edge_perception.gpu.ring import FrameRing
+from edge_perception.gpu.ring_spec import RingSpec
 from edge_perception.gpu.transports import transport_named
 
 ROOT = Path(__file__).parent.parent.parent

@@ -27,7 +27,8 @@ from edge_perception.gpu import lease_protocol as protocol
 from edge_perception.gpu.descriptor import FrameDescriptor, ring_address
 from edge_perception.gpu.host_memory import SharedMemoryTransport
 from edge_perception.gpu.reader import FrameReader
-from edge_perception.gpu.ring import FrameRing, RingCounters, RingSpec
+from edge_perception.gpu.ring import FrameRing
+from edge_perception.gpu.ring_spec import RingCounters, RingSpec
 from edge_perception.gpu.transports import transport_named
 
 DATA = Path(__file__).parent.parent / "data"

@@ -15,7 +15,8 @@ from edge_perception.core.frame import FrameInfo
 from edge_perception.core.image import ImageFormat
 from edge_perception.errors import FrameError, ImageError
 from edge_perception.gpu.lease import FrameLease
-from edge_perception.gpu.ring import FrameRing, RingSpec
+from edge_perception.gpu.ring import FrameRing
+from edge_perception.gpu.ring_spec import RingSpec
 from edge_perception.gpu.transports import choose_transport, transport_named
 
 SMALL = ImageFormat("bgr8", 48, 64, 200)
