@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_perception.quantization.ladder_page import render_ladder
+from edge_perception.quantization.recipe import METHODS, Clipping
 
 _ORIGIN = ("machine", "torch", "date", "commit")
 PEERS = "SmolLM2-135M-Instruct in float16, everyone from the same tokens"
@@ -33,7 +34,15 @@ def _named(run: dict[str, Any]) -> dict[str, Any]:
         made["method"] = "smoothquant-static"
     if made["method"] == "w8a8" and made.get("activations") == "static":
         made["method"] = "w8a8-static"
+    if made.get("clipping", usual := _usual_clipping(made["method"])) != usual:
+        made["note"] = f"clipping {made['clipping']}"
     return made
+
+
+def _usual_clipping(method: str) -> str:
+    """The clipping that a method's name stands for."""
+    choice = METHODS[method].get("clipping", Clipping.NONE)
+    return str(choice.value)
 
 
 def merge(
