@@ -139,6 +139,19 @@ def test_command_quantises_and_evaluates(checkpoint: Path, capsys) -> None:
     assert figures["ppl"] == pytest.approx(figures["float_ppl"], rel=0.1)
 
 
+def test_command_writes_w8a8_that_is_read_as_such(checkpoint: Path) -> None:
+    model, out = str(checkpoint / "float"), str(checkpoint / "out")
+    command = ["quantize", model, "--out", out, "--method", "smoothquant-static", "--alpha", "0.8"]
+    assert main([*command, "--layout", "w8a8", *common(checkpoint)]) == 0
+    card = (checkpoint / "out" / "README.md").read_text()
+    assert "| alpha | 0.8 |" in card
+    assert "| activations | 8 bits, static |" in card
+    command = ["evaluate-lm", out, "--reference", model, "--text", str(checkpoint / "text.txt")]
+    assert main([*command, "--out", str(checkpoint / "report"), *common(checkpoint)]) == 0
+    figures = json.loads((checkpoint / "report" / "fidelity.json").read_text())["figures"]
+    assert 0 < figures["kl"] < 0.05
+
+
 def test_command_climbs_the_ladder(checkpoint: Path) -> None:
     command = [
         "evaluate-lm",
