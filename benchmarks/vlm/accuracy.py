@@ -4,8 +4,9 @@
 
 EXAM is a data set of held-out scenes, whose meshes, textures and lights training never saw. Every
 checkpoint goes through the package's own loader. ``blank`` is the FP16 model shown a grey picture:
-what can be answered from the questions alone. The interval is a bootstrap over scenes, since
-questions about one scene fail together.
+what can be answered from the questions alone. ``onnx_int4`` is the AWQ checkpoint on ONNX Runtime
+on the CPU, writing its answers token by token as the node has it do. The interval is a bootstrap
+over scenes, since questions about one scene fail together.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from tokenizers import Tokenizer
 
 from edge_perception.core.machine import describe_machine, utc_now
+from edge_perception.core.sampling import GREEDY
+from edge_perception.vlm.answering import Limits, Question, complete
 from edge_perception.vlm.assembly import load_model
+from edge_perception.vlm.onnx_model import OnnxVisionLanguageModel
 from training.vlm.exam import read_questions, right_answers, shares_by_kind
 from training.vlm.model import ModelSize, smaller_sides
 
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
     from training.vlm.exam import Asked
 
 _RESAMPLES = 2000
+_MOST_TOKENS = 16
 
 
 def interval(right: NDArray[np.float64], scenes: Sequence[str]) -> list[float]:
@@ -54,6 +60,26 @@ def measure(
     tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     right = right_answers(model, questions, data, tokenizer, device=device, side=side, blank=blank)
     return np.array(right, np.float64)
+
+
+def measure_onnx(
+    checkpoint: Path, questions: Sequence[Asked], data: Path, side: int
+) -> NDArray[np.float64]:
+    """The same by the CPU runtime, each answer written greedily to its end."""
+    model = OnnxVisionLanguageModel(checkpoint, name=checkpoint.name, image_sides_px=[side])
+    right = np.zeros(len(questions))
+    by_image: dict[str, list[int]] = {}
+    for index, asked in enumerate(questions):
+        by_image.setdefault(asked.image, []).append(index)
+    for name, indices in by_image.items():
+        with Image.open(data / "images" / name) as picture:
+            features = model.encode_image(np.array(picture.convert("RGB")), side)
+        for index in indices:
+            source = model.begin(features, Question(questions[index].question), GREEDY)
+            written = complete(model, source, Limits(_MOST_TOKENS))
+            right[index] = written.reason == "end" and written.text == questions[index].answer
+    model.close()
+    return right
 
 
 def main() -> None:
@@ -81,6 +107,8 @@ def main() -> None:
     for name, (checkpoint, px, blank) in runs.items():
         right[name] = measure(checkpoint, questions, options.data, device, px, blank=blank)
         print(name, shares_by_kind(questions, right[name].astype(bool).tolist()), flush=True)
+    right["onnx_int4"] = measure_onnx(options.awq, questions, options.data, side)
+    print("onnx_int4", shares_by_kind(questions, right["onnx_int4"].astype(bool).tolist()))
     report = _report(right, questions, scenes)
     machine = {**describe_machine(), "torch": torch.__version__}
     report |= {"machine": machine, "date": utc_now(), "commit": options.commit}
@@ -96,6 +124,7 @@ def _report(
         "schema": 1,
         **{name: share["all"] for name, share in shares.items()},
         "lost_by_awq": round(shares["fp16"]["all"] - shares["awq_int4"]["all"], 4),
+        "same_verdict_onnx_and_awq": float((right["onnx_int4"] == right["awq_int4"]).mean()),
         "interval_95": {name: interval(found, scenes) for name, found in right.items()},
         "interval_95_lost_by_awq": interval(right["fp16"] - right["awq_int4"], scenes),
         "by_type": shares,
