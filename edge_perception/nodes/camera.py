@@ -30,15 +30,14 @@ from edge_perception.gpu.decode_image import (
 from edge_perception.gpu.ring import FrameRing
 from edge_perception.gpu.ring_spec import RingSpec
 from edge_perception.gpu.transports import (
-    TRANSPORT_NAMES,
     TransportChoice,
     choose_transport,
     transport_named,
 )
+from edge_perception.nodes.camera_parameters import PARAMETERS
 from edge_perception.nodes.demand import Demand
 from edge_perception.nodes.managed import Health, ManagedNode
 from edge_perception.nodes.messages import to_frame_handle, to_nanoseconds
-from edge_perception.nodes.params import Declaration
 from edge_perception.nodes.runner import run
 
 _FUTURE_NS = 1_000_000_000
@@ -50,65 +49,6 @@ MessageInfo = Mapping[str, int]
 
 # Makes the facts of a frame that is complete now.
 Describe = Callable[[ImageFormat], FrameInfo]
-
-PARAMETERS = (
-    Declaration(
-        "image_transport",
-        "auto",
-        "Which topic to read: raw (image), compressed (image/compressed), or auto: the first of"
-        " the two that has a publisher.",
-        choices=("auto", "raw", "compressed"),
-        fixed=True,
-    ),
-    Declaration(
-        "reliability",
-        "best_effort",
-        "Reliability asked of the publisher: best_effort fits any; reliable loses none but waits.",
-        choices=("best_effort", "reliable"),
-        fixed=True,
-    ),
-    Declaration(
-        "share_frames",
-        False,
-        "Keep frames where other processes can read them, and publish handles on ~/frames.",
-        fixed=True,
-    ),
-    Declaration(
-        "frame_transport",
-        "auto",
-        "How frames reach their readers: auto probes this machine; a name is taken or refused.",
-        choices=("auto", *TRANSPORT_NAMES),
-        fixed=True,
-    ),
-    Declaration(
-        "gpu_readers",
-        False,
-        "With frame_transport auto: keep frames on the GPU where the machine can, for models that"
-        " run there. JPEGs are then decoded there too, where nvJPEG works.",
-        fixed=True,
-    ),
-    Declaration(
-        "slots",
-        4,
-        "Frames in the ring; at least two more than are read at the same time.",
-        bounds=(4, 64),
-        fixed=True,
-    ),
-    Declaration(
-        "slot_bytes",
-        0,
-        "Bytes of one decoded frame, to take the ring's memory when the node is configured; 0 takes"
-        " it with the first frame. Larger frames make a larger ring.",
-        bounds=(0, 128 << 20),
-        fixed=True,
-    ),
-    Declaration(
-        "max_image_bytes",
-        64 << 20,
-        "Largest image taken, decoded, in bytes; larger ones are dropped and counted.",
-        bounds=(1 << 10, 128 << 20),
-    ),
-)
 
 
 class CameraNode(ManagedNode):
