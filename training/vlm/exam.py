@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _SLOTS = 12
+_READERS = 8
 BLANK = 128
 """The grey of a blank picture."""
 
@@ -61,7 +63,7 @@ def right_answers(
     device: torch.device,
     side: int,
     blank: bool = False,
-    batch: int = 32,
+    batch: int = 64,
 ) -> list[bool]:
     """For each question whether the answer is exactly right; ``blank`` shows a grey picture."""
     right = [False] * len(questions)
@@ -93,7 +95,9 @@ def _pixels(
     folder: Path, names: Sequence[str], side: int, blank: bool, device: torch.device
 ) -> Tensor:
     grey = np.full((side, side, 3), BLANK, np.uint8)
-    images = np.stack([grey if blank else read_square(folder / "images" / n, side) for n in names])
+    with ThreadPoolExecutor(_READERS) as pool:
+        read = pool.map(lambda name: read_square(folder / "images" / name, side), names)
+        images = np.stack([grey] * len(names) if blank else list(read))
     return normalised(torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255)
 
 

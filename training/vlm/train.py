@@ -295,11 +295,10 @@ def main() -> None:
     learner = train(size, recipe, data.to(device), tokenizer, options.out, log)
     if options.val:
         questions = read_questions(options.val)
-        for side in (size.image_px, *smaller_sides(size)):
-            shares = exact_shares(
-                learner.vlm, questions, options.val, tokenizer, device=device, side=side
-            )
-            log.write("validated", side_px=side, **shares)
+        shares = exact_shares(
+            learner.vlm, questions, options.val, tokenizer, device=device, side=size.image_px
+        )
+        log.write("validated", **shares)
 
 
 if __name__ == "__main__":
