@@ -26,10 +26,7 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (SHARE, ["package.xml"]),
         (f"{SHARE}/launch", glob("launch/*.launch.py")),
-        (
-            f"{SHARE}/config",
-            [p for kind in ("yaml", "xml", "json", "rviz") for p in glob(f"config/*.{kind}")],
-        ),
+        (f"{SHARE}/config", glob("config/*.*")),
         (f"{SHARE}/config/devices", glob("config/devices/*.yaml")),
         (f"{SHARE}/config/models", glob("config/models/*.json")),
         (f"{SHARE}/config/planner", glob("config/planner/*.yaml")),

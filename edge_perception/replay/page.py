@@ -101,7 +101,8 @@ def render_conversation(
 
 
 def _conversation_words(vlm: Mapping[str, Any]) -> str:
-    accuracy, beside, alone = vlm["accuracy"], *vlm["detector_ms"].values()
+    accuracy = vlm["accuracy"]
+    beside, alone = (vlm["detector_ms"][kind] for kind in ("with_vlm", "without_vlm"))
     kinds = ", ".join(
         f"{kind} {number(100 * told['right'])}% of {told['judged']}"
         for kind, told in accuracy["by_kind"].items()

@@ -100,7 +100,8 @@ def judge(
     for answer in answers:
         question, boxes = by_prompt.get(answer.prompt), truths.get(answer.stamp_ns)
         if question is not None:
-            judged.append(Judged(question, answer, boxes and question.truth(boxes)))
+            truth = None if boxes is None else question.truth(boxes)
+            judged.append(Judged(question, answer, truth))
     return judged
 
 
