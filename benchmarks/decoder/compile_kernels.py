@@ -20,7 +20,9 @@ from pathlib import Path
 from edge_perception.core.machine import describe_code, describe_machine, utc_now
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_87", "sm_90")
-SOURCES = ("attention.cu", "embedding.cu", "linear.cu", "prefill.cu", "sampling.cu")
+SOURCES = (
+    "attention.cu", "embedding.cu", "int8.cu", "linear.cu", "prefill.cu", "sampling.cu",
+)  # fmt: skip
 
 _ENTRY = re.compile(
     r"entry function '(?P<kernel>\w+)'.*?"

@@ -27,7 +27,6 @@ from benchmarks.decoder.kernels import (
     random_weight,
 )
 from edge_perception.core.machine import describe_code, describe_machine, utc_now
-from edge_perception.vlm import kernel_prefill
 from edge_perception.vlm.kernel_launcher import GpuLauncher
 from edge_perception.vlm.kernel_operators import KernelOperators
 from edge_perception.vlm.weights import FloatWeight
@@ -40,7 +39,7 @@ MATRICES = {
 
 ROWS = (16, 64, 128, 192, 256, 384, 512, 1024, 2048)
 WAYS = {"packed": 10**9, "dense": 0}
-"""The limits of rows that make ``kernel_prefill`` go one way or the other."""
+"""The values of ``Prefill.fused_rows`` that make it go one way or the other."""
 
 
 def relative_error(got: Tensor, exact: Tensor) -> float:
@@ -57,7 +56,7 @@ def measure(run: KernelOperators, size: tuple[int, int], rows: int) -> dict[str,
     exact = x.double() @ weight.dequantize(torch.float64).T
     row: dict[str, Any] = {"channels": size[0], "columns": size[1], "rows": rows}
     for way, limit in WAYS.items():
-        kernel_prefill.FUSED_ROWS = limit
+        run._prefill.fused_rows = limit
         row[f"{way}_error"] = relative_error(run.linear_add(x, weight, zero), exact)
         row[f"{way}_us"] = median_us([lambda w=w: run._prefill.multiply(x, w) for w in weights])
     dense = [FloatWeight(w.dequantize(torch.float16)) for w in weights[:4]]

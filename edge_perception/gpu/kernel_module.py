@@ -21,7 +21,7 @@ class Kernel:
     def __init__(self, name: str, function: Any) -> None:
         self.name = name
         self._function = function
-        self._shared_limit = 48 * 1024
+        self._shared_limit = 32 * 1024  # with what the kernel has of its own, below 48 KiB
 
     def launch(
         self,
@@ -60,7 +60,7 @@ class Kernel:
         checked(result, f"launching {self.name}")
 
     def _allow_shared(self, shared_bytes: int) -> None:
-        """Beyond 48 KiB of shared memory a kernel has to be told once."""
+        """For more than 48 KiB of shared memory in all a kernel has to be told once."""
         if shared_bytes <= self._shared_limit:
             return
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES

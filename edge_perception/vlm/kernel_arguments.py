@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from edge_perception.vlm.int8_linear import Int8Weight
 from edge_perception.vlm.kv_cache import FloatKvLayer, Int8KvLayer
 from edge_perception.vlm.operators import HeadLayout, RotaryTable
 from edge_perception.vlm.packed_linear import PackedWeight
 from edge_perception.vlm.sampling import Sampling
 from edge_perception.vlm.weights import FloatWeight
-
 
 Grid = tuple[int, int, int]
 
@@ -50,9 +50,12 @@ class Matrix(Structure):
     ]
 
     @classmethod
-    def of(cls, weight: FloatWeight | PackedWeight) -> Matrix:
+    def of(cls, weight: FloatWeight | PackedWeight | Int8Weight) -> Matrix:
         """The structure of a weight."""
         size = (weight.out_features, weight.in_features)
+        if isinstance(weight, Int8Weight):
+            int8 = (weight.codes, weight.scales, None, weight.bias)
+            return cls(*map(address, int8), *size, weight.in_features, 0)
         if isinstance(weight, FloatWeight):
             return cls(address(weight.values), None, None, address(weight.bias), *size, 0, 0)
         held = (weight.codes, weight.scales, weight.zeros, weight.bias)
@@ -67,6 +70,7 @@ class Inputs(Structure):
         ("norm", c_void_p),
         ("residual", c_void_p),
         ("y", c_void_p),
+        ("row_scales", c_void_p),
         ("norm_eps", c_float),
         ("rows", c_int),
     ]

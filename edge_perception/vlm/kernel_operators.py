@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from edge_perception.errors import DecodingError
+from edge_perception.vlm.int8_linear import Int8Weight
 from edge_perception.vlm.kernel_arguments import (
     Cache,
     Grid,
@@ -28,17 +29,19 @@ from edge_perception.vlm.kernel_arguments import (
     Workspace,
     address,
 )
-from edge_perception.vlm.kernel_prefill import Prefill
+from edge_perception.vlm.kernel_prefill import FUSED_ROWS, FUSED_ROWS_HOPPER, PASS_ROWS, Prefill
 from edge_perception.vlm.kv_cache import FloatKvLayer, Int8KvLayer, KvLayer
 from edge_perception.vlm.operators import SAME_ORDER_ROWS, HeadLayout, RotaryTable, Span
 from edge_perception.vlm.packed_linear import PackedWeight
 from edge_perception.vlm.sampling import Sampling
 from edge_perception.vlm.torch_operators import TorchOperators
-from edge_perception.vlm.weights import FloatWeight, LinearWeight
+from edge_perception.vlm.weights import FloatWeight, LinearWeight, StackedWeight
 
-_CHANNELS = 16  # of the result, a block of linear.cu
+_CHANNELS = 16  # of the result, the warps of linear.cu that share K
+_MOST_SPLIT = 8  # warps that share K: all of a block
+_LONG_BLOCK = 128 * 1024  # bytes of weights, after which a block's beginning and end weigh little
+_LEAST_BLOCKS = 1.4  # a multiprocessor
 _LINEAR_THREADS = 256
-_TILE_BYTES = 4 * 2 * 16 * _LINEAR_THREADS  # of shared memory, for tiles on their way
 _PADDING = 8  # halves after a normed row in shared memory
 _NORM_BYTES = 32 * 1024  # of normed rows in shared memory; beyond, they are normed by a launch
 _CHUNK = 128  # slots, a block of attention.cu
@@ -61,7 +64,10 @@ class KernelOperators:
         self._launcher = launcher
         self._device = torch.device(device)
         self._torch = TorchOperators()
-        self._prefill = Prefill(launcher, self._device, _processors(self._device))
+        self._processors = _processors(self._device)
+        self._prefill = Prefill(
+            launcher, self._device, self._processors, fused_rows=_fused_rows(self._device)
+        )
         self._arrived = torch.zeros(
             SAME_ORDER_ROWS * _MAX_KV_HEADS, dtype=torch.int32, device=self._device
         )
@@ -171,13 +177,13 @@ class KernelOperators:
         eps: float = 0.0,
         residual: Tensor | None = None,
     ) -> Tensor:
-        assert isinstance(weight, (FloatWeight, PackedWeight))
-        inputs = inputs.contiguous()
+        assert not isinstance(weight, StackedWeight)
+        inputs, row_scales = inputs.contiguous(), None
         if len(inputs) > SAME_ORDER_ROWS:
-            if norm is not None:
-                inputs = self._normalise(inputs, norm, eps)
-            gated = what == "gate_up"
-            return self._prefill.multiply(inputs, weight, residual=residual, gated=gated)
+            return self._multiply_many(what, inputs, weight, norm, eps, residual)
+        if isinstance(weight, Int8Weight):
+            inputs, row_scales = self._prefill.quantise(inputs, norm, eps, torch.float16)
+            norm = None
         order = weight.input_order if isinstance(weight, PackedWeight) else None
         if norm is not None and (inputs.nbytes > _NORM_BYTES or order is not None):
             inputs, norm = self._normalise(inputs, norm, eps), None
@@ -186,15 +192,40 @@ class KernelOperators:
         outputs = weight.out_features // (2 if what == "gate_up" else 1)
         y = torch.empty(len(inputs), outputs, dtype=inputs.dtype, device=self._device)
         described = Inputs(
-            address(inputs), address(norm), address(residual), address(y), eps, len(inputs)
-        )
-        grid = (-(-outputs // _CHANNELS), 1, 1)
+            address(inputs), address(norm), address(residual), address(y), address(row_scales),
+            eps, len(inputs),
+        )  # fmt: skip
+        split = _split(weight, outputs, self._processors)
+        grid = (-(-outputs // (_CHANNELS * _MOST_SPLIT // split)), 1, 1)
         normed = 0 if norm is None else 2 * len(inputs) * (inputs.shape[1] + _PADDING)
         self._launcher.launch(
-            "linear.cu", f"{what}_{_kind(weight)}", grid, _LINEAR_THREADS, _TILE_BYTES + normed,
+            "linear.cu", f"{what}_{_kind(weight)}_{split}", grid, _LINEAR_THREADS, normed,
             Matrix.of(weight), described,
         )  # fmt: skip
         return y
+
+    def _multiply_many(
+        self,
+        what: str,
+        inputs: Tensor,
+        weight: FloatWeight | PackedWeight | Int8Weight,
+        norm: Tensor | None,
+        eps: float,
+        residual: Tensor | None,
+    ) -> Tensor:
+        """More rows than ``linear.cu`` takes at once: by passes, or a prompt's way."""
+        gated = what == "gate_up"
+        if isinstance(weight, Int8Weight):
+            return self._prefill.multiply_int8(inputs, weight, norm, eps, residual, gated)
+        if norm is not None:
+            inputs = self._normalise(inputs, norm, eps)
+        if isinstance(weight, FloatWeight) or len(inputs) > PASS_ROWS:
+            return self._prefill.multiply(inputs, weight, residual=residual, gated=gated)
+        passes = inputs.split(SAME_ORDER_ROWS)
+        added = [None] * len(passes) if residual is None else residual.split(SAME_ORDER_ROWS)
+        return torch.cat([
+            self._multiply(what, rows, weight, residual=more) for rows, more in zip(passes, added)
+        ])  # fmt: skip
 
     def _normalise(self, inputs: Tensor, norm: Tensor, eps: float) -> Tensor:
         normed = torch.empty_like(inputs)
@@ -237,13 +268,31 @@ def _processors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+def _fused_rows(device: torch.device) -> int:
+    if device.type != "cuda":
+        return FUSED_ROWS
+    hopper_or_later = torch.cuda.get_device_capability(device) >= (9, 0)
+    return FUSED_ROWS_HOPPER if hopper_or_later else FUSED_ROWS
+
+
 def _pointer(tensor: Tensor) -> c_void_p:
     return c_void_p(address(tensor))
 
 
-def _kind(weight: FloatWeight | PackedWeight) -> str:
+def _split(weight: LinearWeight, outputs: int, processors: int) -> int:
+    """Warps of a block that share K: fewer where blocks are many and short (see ``linear.cu``)."""
+    split, blocks = _MOST_SPLIT, -(-outputs // _CHANNELS)
+    block_bytes = weight.nbytes / blocks
+    while split > 2 and block_bytes < _LONG_BLOCK and blocks // 2 >= _LEAST_BLOCKS * processors:
+        split, blocks, block_bytes = split // 2, blocks // 2, block_bytes * 2
+    return split
+
+
+def _kind(weight: FloatWeight | PackedWeight | Int8Weight) -> str:
     if isinstance(weight, FloatWeight):
         return "f16"
+    if isinstance(weight, Int8Weight):
+        return "i8"
     tile = 512 // weight.bits  # k of a tile of linear.cu, which must lie in one group
     return f"w{weight.bits}" + ("" if weight.group_size % tile == 0 else "_small")
 
@@ -257,7 +306,7 @@ def _is_half(weight: LinearWeight) -> bool:
     """Whether a weight is of the types that the kernels read."""
     if isinstance(weight, FloatWeight):
         held = [weight.values, weight.bias]
-    elif isinstance(weight, PackedWeight):
+    elif isinstance(weight, (PackedWeight, Int8Weight)):
         held = [weight.scales, weight.bias]
     else:
         return False

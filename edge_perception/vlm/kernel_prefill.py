@@ -1,10 +1,15 @@
 """Products and attention of many rows, a prompt's: our W4A16 kernel, or dequantise and cuBLAS.
 
-Up to ``FUSED_ROWS`` rows the bytes of the weights weigh most, and ``prefill.cu`` multiplies packed
-weights as they are. With more rows arithmetic weighs most, and the library's dense product, which
-uses instructions that only Hopper has, wins although the weights are dequantised for it: once a
-call, by slices. The limit is a measured one (``docs/decoder.md``) and fixed, not measured anew at
-every start: the same prompt then gives the same bits in every process.
+Three ways, chosen by the number of rows. Up to ``PASS_ROWS`` the kernel of a decode step, eight rows
+a pass: each reads the weights again, and packed ones are read four times before float ones are read
+once. Many rows: arithmetic weighs most, and the library's dense product, which uses instructions
+that only Hopper has, wins although the weights are dequantised for it, a slice at a time. Between
+them `prefill.cu`, which multiplies weights as they are packed: where it pays depends on the GPU.
+
+The limits are fixed, not measured anew at every start: the same prompt then gives the same bits in
+every process. On an H100 (``docs/decoder.md``) the packed product is nowhere faster than the others.
+On Ampere's smaller GPUs writing and reading dense weights costs eight times the packed ones' bytes
+at a tenth of the bandwidth; the limit there follows from that and has not been measured.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 
+from edge_perception.vlm.int8_linear import Int8Weight
 from edge_perception.vlm.kernel_arguments import (
     Cache,
     Heads,
@@ -32,8 +38,12 @@ from edge_perception.vlm.operators import HeadLayout, RotaryTable, Span
 from edge_perception.vlm.packed_linear import PackedWeight
 from edge_perception.vlm.weights import FloatWeight
 
+PASS_ROWS = 40
+"""Rows up to which a packed weight is multiplied eight rows a pass."""
+
 FUSED_ROWS = 256
-"""Rows up to which the packed product is used."""
+FUSED_ROWS_HOPPER = 0
+"""Rows up to which the packed product is used beyond that, on Ampere and from Hopper on."""
 
 SLICE_BYTES = 2**27
 """Dequantised weights that are held at once."""
@@ -43,13 +53,17 @@ _BLOCK = 128  # channels and rows, a block of the packed product
 _STEP = 128  # columns
 _STAGED_BYTES = 64 * 1024
 _SUMS = 16  # of 16 bytes, a thread
+_INT8_ROWS = 32  # that the library's product of whole numbers wants at least
 _MOST_TILES = 2048  # whose blocks can share them
 
 
 class Prefill:
     """Products of more rows than ``linear.cu`` takes; all tensors fp16, on one device."""
 
-    def __init__(self, launcher: Launcher, device: torch.device, processors: int) -> None:
+    def __init__(
+        self, launcher: Launcher, device: torch.device, processors: int, *, fused_rows: int
+    ) -> None:
+        self.fused_rows = fused_rows
         self._launcher = launcher
         self._device = device
         self._processors = processors
@@ -67,7 +81,7 @@ class Prefill:
         """``x W^T + bias``, [T, N], plus ``residual``; or ``SiLU(gate) * up`` of it, [T, N / 2]."""
         if isinstance(weight, PackedWeight) and weight.input_order is not None:
             inputs = inputs.index_select(1, weight.input_order)
-        if len(inputs) <= FUSED_ROWS and is_fused(weight):
+        if len(inputs) <= self.fused_rows and is_fused(weight):
             return self._multiply_packed(inputs, weight, residual, gated)
         result = self._multiply_dense(inputs, weight)
         if gated:
@@ -90,9 +104,7 @@ class Prefill:
             tiles[0] * tiles[1] * splits * _SUMS * _THREADS * 4 if splits > 1 else 0,
             dtype=torch.float32, device=self._device,
         )  # fmt: skip
-        described = Inputs(
-            address(inputs), None, address(residual), address(y), 0.0, rows,
-        )  # fmt: skip
+        described = Inputs(address(inputs), None, address(residual), address(y), None, 0.0, rows)
         self._launcher.launch(
             "prefill.cu", "many_gate_up_w4" if gated else "many_w4", (*tiles, splits), _THREADS,
             _STAGED_BYTES, Matrix.of(weight), described,
@@ -143,6 +155,44 @@ class Prefill:
             c_void_p(address(gate_up)), c_int(outputs), c_void_p(address(out)),
         )  # fmt: skip
         return out
+
+    def multiply_int8(
+        self,
+        inputs: Tensor,
+        weight: Int8Weight,
+        norm: Tensor | None,
+        eps: float,
+        residual: Tensor | None,
+        gated: bool,
+    ) -> Tensor:
+        """As ``multiply``, by the library's product of whole numbers; RMSNorm before, if given."""
+        rows, outputs = len(inputs), weight.out_features // (2 if gated else 1)
+        codes, row_scales = self.quantise(inputs, norm, eps, torch.int8)
+        if rows < _INT8_ROWS:
+            codes = functional.pad(codes, (0, 0, 0, _INT8_ROWS - rows))
+        sums = torch._int_mm(codes, weight.codes.T)
+        y = torch.empty(rows, outputs, dtype=torch.float16, device=self._device)
+        self._launcher.launch(
+            "int8.cu", "gate_sums" if gated else "scale_sums",
+            (-(-outputs // (4 * _THREADS)), rows, 1), _THREADS, 0, c_void_p(address(sums)),
+            Matrix.of(weight),
+            Inputs(None, None, address(residual), address(y), address(row_scales), 0.0, rows),
+        )  # fmt: skip
+        return y
+
+    def quantise(
+        self, inputs: Tensor, norm: Tensor | None, eps: float, kind: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Codes of rows, int8 or whole numbers in fp16, and float32 scales; RMSNorm before."""
+        codes = torch.empty(inputs.shape, dtype=kind, device=self._device)
+        scales = torch.empty(len(inputs), dtype=torch.float32, device=self._device)
+        self._launcher.launch(
+            "int8.cu", "quantise_i8" if kind == torch.int8 else "quantise_f16",
+            (len(inputs), 1, 1), _THREADS, 0,
+            Inputs(address(inputs), address(norm), None, None, None, eps, len(inputs)),
+            c_int(inputs.shape[1]), c_void_p(address(codes)), c_void_p(address(scales)),
+        )  # fmt: skip
+        return codes, scales
 
     def attend(
         self,

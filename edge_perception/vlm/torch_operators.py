@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 
+from edge_perception.vlm.int8_linear import Int8Weight, int8_linear
 from edge_perception.vlm.kv_cache import KvLayer
 from edge_perception.vlm.operators import SAME_ORDER_ROWS, HeadLayout, RotaryTable, Span
 from edge_perception.vlm.packed_linear import PackedWeight
@@ -33,6 +34,8 @@ def linear(inputs: Tensor, weight: LinearWeight) -> Tensor:
     """``inputs W^T + bias``, [T, N]; a packed weight is dequantised, once a call."""
     if isinstance(weight, StackedWeight):
         return torch.cat([linear(inputs, part) for part in weight.parts], dim=-1)
+    if isinstance(weight, Int8Weight):
+        return int8_linear(inputs, weight)
     if isinstance(weight, PackedWeight):
         weight = FloatWeight(weight.dequantize(inputs.dtype), weight.bias)
     matrix = weight.values.to(inputs.dtype)

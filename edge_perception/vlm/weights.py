@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from edge_perception.core.language_model import LanguageModelShape
 from edge_perception.errors import CheckpointError
+from edge_perception.vlm.int8_linear import Int8Weight
 from edge_perception.vlm.packed_linear import PackedLinear, PackedWeight
 
 
@@ -64,7 +65,7 @@ class StackedWeight:
         return sum(part.nbytes for part in self.parts)
 
 
-LinearWeight: TypeAlias = FloatWeight | PackedWeight | StackedWeight
+LinearWeight: TypeAlias = FloatWeight | PackedWeight | Int8Weight | StackedWeight
 
 
 @dataclass(frozen=True)

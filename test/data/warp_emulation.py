@@ -32,7 +32,7 @@ _PROLOGUE = r"""
 #define __device__
 #define __global__
 #define __forceinline__ inline
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 #define __restrict__
 #define __align__(n)
 using std::min; using std::max;
@@ -241,6 +241,6 @@ def _compile(source_name: str, folder: Path) -> ctypes.CDLL:
 
 def _expanded_names(source: str) -> list[str]:
     """Kernels that a macro of the source makes: ``LINEAR(4, true, w4)`` and the like."""
-    prefixes = re.findall(r"void __launch_bounds__\(\w+\) (\w+)_##name", source)
+    prefixes = re.findall(r"void __launch_bounds__\([^)]*\) (\w+)_##name", source)
     made = re.findall(r"^[A-Z]+\([^()]*, (\w+)\)", source, re.MULTILINE)
     return [f"{prefix}_{name}" for prefix in prefixes for name in made]

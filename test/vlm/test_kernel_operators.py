@@ -12,8 +12,9 @@ from tiny_decoders import pack_model, round_to_grid, tiny_model
 
 from edge_perception.core.language_model import read_shape
 from edge_perception.errors import DecodingError
-from edge_perception.vlm import kernel_prefill
+from edge_perception.vlm import kernel_operators, kernel_prefill
 from edge_perception.vlm.decoder import Decoder
+from edge_perception.vlm.int8_linear import Int8Weight
 from edge_perception.vlm.kv_cache import Int8KvLayer, KvCache
 from edge_perception.vlm.language_model import Prompt
 from edge_perception.vlm.operators import SAME_ORDER_ROWS, HeadLayout, RotaryTable, Span
@@ -58,6 +59,9 @@ PRODUCTS = [
     ("w8", 48, 1152, 128, 4, "8 bits"),
     ("w8", 32, 576, 64, 1, "8 bits, small groups"),
     ("f16", 48, 576, 0, 7, "float"),
+    ("w4", 200, 288, 32, 2, "four warps share K, the last block half empty"),
+    ("w4", 392, 256, 128, 8, "two warps share K: more results than threads"),
+    ("w8", 392, 96, 96, 1, "two warps share K, 8 bits"),
 ]
 
 
@@ -113,6 +117,7 @@ MANY = [
     ("w4", 32, 576, 576, 9, "per channel; half a step at the end"),
     ("w8", 48, 640, 64, 12, "8 bits: dequantised"),
     ("f16", 48, 160, 0, 12, "float"),
+    ("w4", 48, 160, 32, 11, "by passes of eight rows"),
 ]
 
 
@@ -120,8 +125,10 @@ MANY = [
     ("kind", "channels", "columns", "group", "rows", "reason"), MANY, ids=[r[5] for r in MANY]
 )
 def test_products_of_many_rows_agree_with_the_oracle(
-    kernels, kind: str, channels: int, columns: int, group: int, rows: int, reason: str
+    kernels, monkeypatch, kind: str, channels: int, columns: int, group: int, rows: int, reason: str
 ) -> None:
+    if rows != 11:
+        monkeypatch.setattr(kernel_operators, "PASS_ROWS", 0)
     weight = weight_of(kind, channels, columns, group)
     x, norm = halves(rows, columns, seed=2), halves(columns, seed=3)
     residual = halves(rows, channels, seed=4)
@@ -139,11 +146,28 @@ def test_products_of_many_rows_agree_with_the_oracle(
 
 @pytest.mark.parametrize(("kind", "group"), [("w4", 32), ("w4", 96), ("w8", 64)])
 def test_dequantising_slices_gives_the_weight(kernels, monkeypatch, kind: str, group: int) -> None:
-    monkeypatch.setattr(kernel_prefill, "FUSED_ROWS", 0)
+    monkeypatch.setattr(kernels._prefill, "fused_rows", 0)
     monkeypatch.setattr(kernel_prefill, "SLICE_BYTES", 2 * 192 * 16)
     weight = replace(weight_of(kind, 40, 192, group), bias=None)
     got = kernels.linear_add(torch.eye(192).half(), weight, torch.zeros(192, 40).half())
     assert torch.equal(got, weight.dequantize(torch.float16).T)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 12])
+def test_8_bit_activations_agree_with_the_oracle(kernels, rows: int) -> None:
+    packed = weight_of("w8", 32, 192, 192)
+    weight = Int8Weight.of(replace(packed, zeros=torch.full_like(packed.zeros, 128)))
+    x, norm = halves(rows, 192, seed=2), halves(192, seed=3)
+    residual = halves(rows, 32, seed=4)
+    for got, wanted in (
+        (kernels.norm_linear(x, norm, 1e-5, weight), ORACLE.norm_linear(x, norm, 1e-5, weight)),
+        (kernels.norm_gate_up(x, norm, 1e-5, weight), ORACLE.norm_gate_up(x, norm, 1e-5, weight)),
+        (kernels.linear_add(x, weight, residual), ORACLE.linear_add(x, weight, residual)),
+    ):
+        torch.testing.assert_close(got.float(), wanted.float(), rtol=6e-3, atol=6e-3)
+    alone = kernels.linear_add(x[:1], weight, residual[:1])
+    if rows == 8:
+        assert same_bits(alone[0], kernels.linear_add(x, weight, residual)[0])
 
 
 def test_inputs_are_gathered_by_the_stored_order(kernels) -> None:

@@ -10,13 +10,15 @@ pytest.importorskip("cuda.bindings")
 
 from tiny_decoders import pack_model, round_to_grid, tiny_model
 
-from edge_perception.vlm import kernel_prefill
+from edge_perception.vlm import kernel_operators
 from edge_perception.vlm.decoder import Decoder
 from edge_perception.vlm.kernel_launcher import GpuLauncher
 from edge_perception.vlm.kernel_operators import KernelOperators
+from edge_perception.vlm.int8_linear import Int8Weight, int8_linear
 from edge_perception.vlm.kv_cache import FloatKvLayer, Int8KvLayer, quantise_vectors
 from edge_perception.vlm.language_model import Prompt
 from edge_perception.vlm.operators import HeadLayout, RotaryTable, Span
+from edge_perception.vlm.packed_linear import PackedWeight
 from edge_perception.vlm.sampling import GREEDY, Sampling, choose_tokens
 from edge_perception.vlm.torch_operators import TorchOperators, rms_norm
 from edge_perception.vlm.tower import take_tower
@@ -32,7 +34,9 @@ def kernels() -> KernelOperators:
     return KernelOperators(GpuLauncher(), "cuda")
 
 
-@pytest.mark.parametrize(("channels", "columns"), [(576, 576), (6144, 4096), (4096, 14336)])
+@pytest.mark.parametrize(
+    ("channels", "columns"), [(576, 576), (6144, 4096), (4096, 14336), (49152, 576)]
+)
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("rows", [1, 8])
 def test_products_agree_with_float64(kernels, channels, columns, bits, rows) -> None:
@@ -57,7 +61,8 @@ def test_products_agree_with_float64(kernels, channels, columns, bits, rows) -> 
 def test_products_of_many_rows_agree_with_float64(
     kernels, monkeypatch, channels: int, columns: int, group: int, rows: int, packed_rows: int
 ) -> None:
-    monkeypatch.setattr(kernel_prefill, "FUSED_ROWS", packed_rows)
+    monkeypatch.setattr(kernels._prefill, "fused_rows", packed_rows)
+    monkeypatch.setattr(kernel_operators, "PASS_ROWS", 16)
     generator = torch.Generator().manual_seed(0)
     dense = torch.randn(channels, columns, generator=generator) / columns**0.5
     weight = round_to_grid(dense, 4, group).to("cuda")
@@ -72,6 +77,25 @@ def test_products_of_many_rows_agree_with_float64(
     wanted = torch.nn.functional.silu(gate) * up
     got = kernels.norm_gate_up(x, norm, 1e-5, weight).double()
     assert float((got - wanted).norm() / wanted.norm()) < 2e-3
+
+
+@pytest.mark.parametrize("rows", [1, 8, 9, 200])
+def test_8_bit_activations_agree_with_the_oracle(kernels, rows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 256, (768, 1024), generator=generator, dtype=torch.uint8)
+    scales = torch.full((768, 1), 1e-3).half()
+    packed = PackedWeight.from_codes(codes, scales, torch.full((768, 1), 128), bits=8)
+    weight = Int8Weight.of(packed.to("cuda"))
+    x = torch.randn(rows, 1024, generator=generator).half().cuda()
+    residual = torch.zeros(rows, 768).half().cuda()
+    wanted = int8_linear(x, weight).double()
+    got = kernels.linear_add(x, weight, residual).double()
+    assert float((got - wanted).norm() / wanted.norm()) < 1e-3
+    norm = torch.ones(1024).half().cuda()
+    gate, up = int8_linear(rms_norm(x, norm, 1e-5), weight).double().chunk(2, dim=-1)
+    wanted = torch.nn.functional.silu(gate) * up
+    got = kernels.norm_gate_up(x, norm, 1e-5, weight).double()
+    assert float((got - wanted).norm() / wanted.norm()) < 5e-3
 
 
 @pytest.mark.parametrize("kv_format", ["float", "int8"])

@@ -318,6 +318,8 @@ __device__ __forceinline__ void attend(const Heads& heads, const Rotation& turn,
   place.oldest = heads.window && place.own >= heads.window ? place.own - heads.window + 1 : 0;
   place.start = (long long)blockIdx.y * kChunk;
   if (place.start > place.own || place.start + kChunk <= place.oldest) return;
+  const int from = (int)(place.oldest / kChunk), to = (int)(place.own / kChunk);
+  const bool is_only = from == to;  // nothing to join: the same numbers, two trips less
 
   // Key fragments: slots lane / 4 and lane / 4 + 8; value fragments: four slots, 8 channels each.
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, t = lane % 4, eighth = lane / 4;
@@ -419,14 +421,21 @@ __device__ __forceinline__ void attend(const Heads& heads, const Rotation& turn,
     for (int i = threadIdx.x; i < group * kBlock; i += kThreads) {
       const int channel = i % kBlock, head = i / kBlock;
       if (b * kBlock + channel >= channels) continue;
-      float most = kNothing, total = 0.0f;
+      float most = kNothing, total = 0.0f, sum = 0.0f;
       for (int w = 0; w < kWarps; ++w) most = fmaxf(most, most_of[w][head]);
-      for (int w = 0; w < kWarps; ++w)
-        total += shares[w][channel][head] * __expf(most_of[w][head] - most);
-      work.values[((head0 + head) * gridDim.y + blockIdx.y) * channels + b * kBlock + channel] =
-          total;
+      for (int w = 0; w < kWarps; ++w) {
+        const float weight = __expf(most_of[w][head] - most);
+        total += shares[w][channel][head] * weight;
+        sum += sum_of[w][head] * weight;
+      }
+      const long long at = head0 + head;
+      if (is_only)
+        out[at * channels + b * kBlock + channel] = to_half(total / sum);
+      else
+        work.values[(at * gridDim.y + blockIdx.y) * channels + b * kBlock + channel] = total;
     }
   }
+  if (is_only) return;
   if (threadIdx.x < group) {
     const int head = threadIdx.x;
     float most = kNothing, sum = 0.0f;
@@ -437,7 +446,6 @@ __device__ __forceinline__ void attend(const Heads& heads, const Rotation& turn,
     stats[1] = sum;
   }
 
-  const int from = (int)(place.oldest / kChunk), to = (int)(place.own / kChunk);
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -451,14 +459,14 @@ __device__ __forceinline__ void attend(const Heads& heads, const Rotation& turn,
   join_chunks(heads, work, from, to, out);
 }
 
-#define ATTEND(int8, most, name)                                                               \
-  extern "C" __global__ void __launch_bounds__(kThreads) attend_##name(                        \
+#define ATTEND(int8, most, blocks, name)                                                       \
+  extern "C" __global__ void __launch_bounds__(kThreads, blocks) attend_##name(                \
       Heads heads, Rotation turn, Cache cache, const half_bits* qkv, Workspace work,           \
       half_bits* out) {                                                                        \
     attend<int8, most>(heads, turn, cache, qkv, work, out);                                    \
   }
 
-ATTEND(false, 128, f16_128)  // heads of up to 128 channels, of up to 256
-ATTEND(false, 256, f16_256)
-ATTEND(true, 128, i8_128)
-ATTEND(true, 256, i8_256)
+ATTEND(false, 128, 2, f16_128)  // heads of up to 128 channels, of up to 256
+ATTEND(false, 256, 1, f16_256)
+ATTEND(true, 128, 2, i8_128)
+ATTEND(true, 256, 1, i8_256)

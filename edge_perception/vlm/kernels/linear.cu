@@ -7,13 +7,12 @@
 // the columns of a tensor-core product do not see each other, so a row's bits are the same alone
 // as among seven others: what verifying drafts relies on.
 //
-// A block makes 16 channels of y; its 8 warps split K among them, a tile at a time, in turns, and
-// add up in a fixed order. Of a tile a lane holds 16 bytes of codes of two channels: 32 neighbouring
+// A block makes 16, 32 or 64 channels of y: 8, 4 or 2 of its 8 warps split K among them, a tile at a
+// time, in turns, and add up in a fixed order. The more channels, the longer a block streams and the
+// less its beginning and end weigh; how many is chosen by the matrix's size alone. Of a tile a lane holds 16 bytes of codes of two channels: 32 neighbouring
 // k of 4 bits. The product's own order of k differs from that of memory, in W and x alike, and a
-// sum does not mind. Each warp keeps four tiles on their way, into shared memory, where they take no
-// registers, so that blocks of the next kernel find room too. The first tiles are asked for before
-// the kernel waits for its inputs: they come while the kernel before it ends. A thread reads what
-// it has asked for itself: nobody waits for another warp's loads.
+// sum does not mind. Each warp keeps four tiles on their way. The first ones are asked for before
+// the kernel waits for its inputs: they come while the kernel before it ends.
 //
 // Codes become fp16 by setting the exponent above them: 1024 + code, or 64 + code where the code
 // stands four bits higher. Taking that offset and the zero point off each weight would cost more
@@ -130,48 +129,35 @@ normalise(const half_bits* x, const half_bits* weight, float eps, int columns, h
   norm_rows(x + row, weight, gains, eps, 1, columns, normed + row, columns);
 }
 
-template <int kParts> constexpr int kTilePieces = 2 * kParts * kThreads;  // of 16 bytes, a block
-constexpr int kAheadPieces = kAhead * 2 * kThreads;
-
-// Sends for a lane's codes of a tile: each thread has places of its own.
-template <int kBits, int kParts>
-__device__ __forceinline__ void ask_for_tile(Bytes16* to, const Matrix& w,
-                                             const Channels (&from)[kParts], int column) {
-  if (column < w.columns)
-#pragma unroll
-    for (int part = 0; part < kParts; ++part)
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        copy_async(to + (2 * part + half) * kThreads + threadIdx.x,
-                   codes_at<kBits>(w, from[part], half, column), true);
-  end_copies();
-}
-
-template <int kBits, bool kWholeTiles, bool kGateUp>
+// kSplit: warps that share 16 channels.
+template <int kBits, bool kWholeTiles, bool kSigned, bool kGateUp, int kSplit>
 __device__ __forceinline__ void multiply(const Matrix& w, const Inputs& in) {
   constexpr int kParts = kGateUp ? 2 : 1;  // gate rows lie before up rows
   constexpr int kTurns = kAhead / kParts;
-  constexpr int kTurn = kWarps * kTile<kBits>;
-  extern __shared__ __align__(16) Bytes16 memory[];  // tiles on their way, then normed rows
-  __shared__ float shares[kWarps][kParts][kChannels][kRows];
-  half_bits* normed = (half_bits*)(memory + kAheadPieces);
+  constexpr int kTurn = kSplit * kTile<kBits>;
+  constexpr int kOutputs = kWarps / kSplit * kChannels;  // a block
+  constexpr int kItems = (kOutputs * kRows + kThreads - 1) / kThreads;  // of them, a thread
+  extern __shared__ __align__(16) half_bits normed[];
+  __shared__ float shares[kSplit][kParts][kOutputs][kRows];
 
   start_next_kernel();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int row = lane / 4, own = lane % 4 * kLaneColumns<kBits>;
-  const int outputs = w.channels / kParts, first = blockIdx.x * kChannels;
+  const int outputs = w.channels / kParts, first = blockIdx.x * kOutputs;
+  const int in_block = warp / kSplit * kChannels;  // the warp's first channel of the block's
+  const int begin = warp % kSplit * kTile<kBits>;
   const unsigned per_group = kBits == 16 ? 0 : 0xffffffffu / w.group_size + 1;
-  int column = warp * kTile<kBits> + own;
   Channels from[kParts];
-  Tile tiles[kParts] = {}, next[kParts] = {};
+  Tile tiles[kTurns][kParts] = {};
 #pragma unroll
-  for (int part = 0; part < kParts; ++part) {
-    from[part] = find_channels<kBits>(w, first + row + part * outputs, (part + 1) * outputs - 1);
-    load_groups<kBits>(next[part], w, from[part], column, per_group);
-  }
+  for (int part = 0; part < kParts; ++part)
+    from[part] = find_channels<kBits>(w, first + in_block + row + part * outputs,
+                                      (part + 1) * outputs - 1);
 #pragma unroll
   for (int n = 0; n < kTurns; ++n)
-    ask_for_tile<kBits>(memory + n * kTilePieces<kParts>, w, from, column + n * kTurn);
+#pragma unroll
+    for (int part = 0; part < kParts; ++part)
+      load_tile<kBits, kSigned>(tiles[n][part], w, from[part], begin + n * kTurn + own, per_group);
   Gains gains = {};
   if (in.norm) gains = load_gains(in.norm, w.columns);
 
@@ -181,56 +167,82 @@ __device__ __forceinline__ void multiply(const Matrix& w, const Inputs& in) {
   // Lanes of rows that are not there compute the last row again: nobody sees it.
   const int of = min(row, in.rows - 1);
   const half_bits* x = in.norm ? normed + of * (w.columns + kPadding) : in.x + of * w.columns;
-  const int channel = threadIdx.x % kChannels, out_row = threadIdx.x / kChannels;
-  const bool writes = out_row < in.rows && first + channel < outputs;
-  const long long at = (long long)out_row * outputs + first + channel;
-  const float residual = writes && in.residual ? to_float(in.residual[at]) : 0.0f;
+  float residual[kItems];
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) {
+    const int item = threadIdx.x + i * kThreads, output = first + item % kOutputs;
+    const int out_row = item / kOutputs;
+    const bool wanted = in.residual && out_row < in.rows && output < outputs;
+    residual[i] = wanted ? to_float(in.residual[(long long)out_row * outputs + output]) : 0.0f;
+  }
 
   float sums[kParts][4] = {};
-  for (int turn = 0; column - own < w.columns; turn = (turn + 1) % kTurns, column += kTurn) {
-    Bytes16 values[kLaneColumns<kBits> / 8];
+  for (int start = begin; start < w.columns; start += kTurns * kTurn) {
 #pragma unroll
-    for (int i = 0; i < kLaneColumns<kBits> / 8; ++i)
-      values[i] = column < w.columns ? *(const Bytes16*)(x + column + 8 * i) : Bytes16{};
-    Bytes16* arriving = memory + turn * kTilePieces<kParts>;
-    wait_for_copies<kTurns - 1>();
+    for (int n = 0; n < kTurns; ++n) {
+      const int column = start + n * kTurn + own;
+      if (column - own >= w.columns) break;
+      Bytes16 values[kLaneColumns<kBits> / 8];
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) {
-      tiles[part] = next[part];
-      load_groups<kBits>(next[part], w, from[part], column + kTurn, per_group);
+      for (int i = 0; i < kLaneColumns<kBits> / 8; ++i)
+        values[i] = column < w.columns ? *(const Bytes16*)(x + column + 8 * i) : Bytes16{};
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-        tiles[part].codes[half] = arriving[(2 * part + half) * kThreads + threadIdx.x];
-      add_tile<kBits, kWholeTiles>(sums[part], tiles[part], values);
+      for (int part = 0; part < kParts; ++part) {
+        Tile tile = tiles[n][part];
+        if (kSigned)
+          for (int half = 0; half < 2; ++half)
+            for (unsigned& word : tile.codes[half].word) word ^= 0x80808080u;  // code + 128
+        add_tile<kBits, kWholeTiles>(sums[part], tile, values);
+        load_tile<kBits, kSigned>(tiles[n][part], w, from[part], column + kTurns * kTurn,
+                                  per_group);
+      }
     }
-    ask_for_tile<kBits>(arriving, w, from, column + kTurns * kTurn);
   }
 
   for (int part = 0; part < kParts; ++part)
     for (int i = 0; i < 4; ++i)
-      shares[warp][part][row + i / 2 * 8][lane % 4 * 2 + i % 2] = sums[part][i];
+      shares[warp % kSplit][part][in_block + row + i / 2 * 8][lane % 4 * 2 + i % 2] = sums[part][i];
   __syncthreads();
-  if (!writes) return;
-  float total[kParts] = {};
-  for (int part = 0; part < kParts; ++part) {
-    for (int i = 0; i < kWarps; ++i) total[part] += shares[i][part][channel][out_row];
-    if (w.bias) total[part] += to_float(w.bias[first + channel + part * outputs]);
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) {
+    const int item = threadIdx.x + i * kThreads, channel = item % kOutputs;
+    const int out_row = item / kOutputs, output = first + channel;
+    if (out_row >= in.rows || output >= outputs) break;
+    float total[kParts] = {};
+    for (int part = 0; part < kParts; ++part) {
+      for (int j = 0; j < kSplit; ++j) total[part] += shares[j][part][channel][out_row];
+      if (kSigned) total[part] *= in.row_scales[out_row];
+      if (w.bias) total[part] += to_float(w.bias[output + part * outputs]);
+    }
+    float result = total[0];
+    if (kGateUp) result = total[0] / (1.0f + expf(-total[0])) * total[kParts - 1];
+    in.y[(long long)out_row * outputs + output] = to_half(result + residual[i]);
   }
-  float result = total[0];
-  if (kGateUp) result = total[0] / (1.0f + expf(-total[0])) * total[kParts - 1];
-  in.y[at] = to_half(result + residual);
 }
 
-#define LINEAR(bits, whole_tiles, name)                                                        \
+#define SPLIT(bits, whole_tiles, is_signed, split, name)                                       \
   extern "C" __global__ void __launch_bounds__(kThreads) linear_##name(Matrix w, Inputs in) {  \
-    multiply<bits, whole_tiles, false>(w, in);                                                 \
+    multiply<bits, whole_tiles, is_signed, false, split>(w, in);                               \
   }                                                                                            \
   extern "C" __global__ void __launch_bounds__(kThreads) gate_up_##name(Matrix w, Inputs in) { \
-    multiply<bits, whole_tiles, true>(w, in);                                                  \
+    multiply<bits, whole_tiles, is_signed, true, split>(w, in);                                \
   }
 
-LINEAR(4, true, w4)           // groups of 128 and their multiples
-LINEAR(4, false, w4_small)    // groups of 32, 64, 96
-LINEAR(8, true, w8)           // groups of 64 and their multiples
-LINEAR(8, false, w8_small)
-LINEAR(16, true, f16)
+SPLIT(4, true, false, 8, w4_8)  // groups of 128 and their multiples
+SPLIT(4, true, false, 4, w4_4)
+SPLIT(4, true, false, 2, w4_2)
+SPLIT(4, false, false, 8, w4_small_8)  // groups of 32, 64, 96
+SPLIT(4, false, false, 4, w4_small_4)
+SPLIT(4, false, false, 2, w4_small_2)
+SPLIT(8, true, false, 8, w8_8)  // groups of 64 and their multiples
+SPLIT(8, true, false, 4, w8_4)
+SPLIT(8, true, false, 2, w8_2)
+SPLIT(8, false, false, 8, w8_small_8)
+SPLIT(8, false, false, 4, w8_small_4)
+SPLIT(8, false, false, 2, w8_small_2)
+SPLIT(8, true, true, 8, i8_8)  // W8A8: x holds whole numbers, one scale a channel and a row
+SPLIT(8, true, true, 4, i8_4)
+SPLIT(8, true, true, 2, i8_2)
+SPLIT(16, true, false, 8, f16_8)
+SPLIT(16, true, false, 4, f16_4)
+SPLIT(16, true, false, 2, f16_2)

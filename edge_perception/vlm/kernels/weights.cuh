@@ -17,6 +17,7 @@ struct Inputs {
   const half_bits* norm;      // RMSNorm's weight [columns], or null: x as it is
   const half_bits* residual;  // [rows, channels], added to y; or null
   half_bits* y;               // [rows, channels]; of gate and up: [rows, channels / 2]
+  const float* row_scales;    // [rows]: x times these is meant (W8A8); or null
   float norm_eps;
   int rows;
 };
@@ -69,27 +70,20 @@ __device__ __forceinline__ const uint8* codes_at(const Matrix& w, const Channels
 }
 
 // ``per_group``: 2^32 / group_size, rounded up; exact for what is below 65536. Beyond the columns
-// the tile keeps what it holds, which x = 0 multiplies.
-template <int kBits>
-__device__ __forceinline__ void load_groups(Tile& tile, const Matrix& w, const Channels& from,
-                                            int column, unsigned per_group) {
-  if (kBits == 16 || column >= w.columns) return;
-  const unsigned group = __umulhi(column, per_group);
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    tile.zero[half] = w.zeros[from.groups[half] + group];
-    tile.scale[half] = w.scales[from.groups[half] + group];
-  }
-}
-
-template <int kBits>
+// the tile keeps what it holds, which x = 0 multiplies. Signed codes are used plus 128.
+template <int kBits, bool kSigned = false>
 __device__ __forceinline__ void load_tile(Tile& tile, const Matrix& w, const Channels& from,
                                           int column, unsigned per_group) {
   if (column >= w.columns) return;
+  const unsigned group = __umulhi(column, per_group);
 #pragma unroll
-  for (int half = 0; half < 2; ++half)
-    tile.codes[half] = load_once(codes_at<kBits>(w, from, half, column));
-  load_groups<kBits>(tile, w, from, column, per_group);
+  for (int half = 0; half < 2; ++half) {
+    const unsigned codes = from.codes[half] + column / kLaneColumns<kBits>;
+    tile.codes[half] = load_once(w.codes + 16ull * codes);
+    if (kBits == 16) continue;
+    tile.zero[half] = kSigned ? 128 : w.zeros[from.groups[half] + group];
+    tile.scale[half] = w.scales[from.groups[half] + group];
+  }
 }
 
 template <int kBits, bool kWholeTiles>

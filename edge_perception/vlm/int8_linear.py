@@ -1,0 +1,112 @@
+"""W8A8: 8-bit weights by 8-bit activations, as SmoothQuant's checkpoints are meant to run.
+
+A weight has one scale an output channel, an activation one a row ("dynamic, per token"), found when
+it arrives: sums are whole numbers, and ``y = sums * row_scale * channel_scale + bias``. A prompt
+gains by it (twice the arithmetic of fp16); a decode step reads as many bytes as with any 8-bit
+weight. What a checkpoint holds are 8-bit codes around zero point 128; ``to_w8a8`` turns them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from edge_perception.errors import CheckpointError
+from edge_perception.vlm.packed_linear import PackedWeight
+
+if TYPE_CHECKING:
+    from edge_perception.vlm.weights import DecoderWeights, LayerWeights
+
+_LEAST = 1e-5
+_HIGHEST = 127
+
+
+@dataclass(frozen=True)
+class Int8Weight:
+    """A matrix ``codes * scales``: int8 [N, K], fp16 [N, 1]; bias [N], if any."""
+
+    codes: Tensor
+    scales: Tensor
+    bias: Tensor | None = None
+
+    @classmethod
+    def of(cls, packed: PackedWeight) -> Int8Weight:
+        """From 8-bit codes; raises ``CheckpointError`` unless per channel and symmetric."""
+        if not is_w8a8(packed):
+            raise CheckpointError(
+                "a weight cannot be multiplied by 8-bit activations",
+                expected="8 bits, one scale a channel, symmetric",
+                got=f"{packed.bits} bits in groups of {packed.group_size}",
+                mend="Quantise with the method smoothquant or w8a8.",
+            )
+        codes = packed.codes.bitwise_xor(128).view(torch.int8)  # code - 128
+        return cls(codes, packed.scales, packed.bias)
+
+    @property
+    def out_features(self) -> int:
+        """N."""
+        return self.codes.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        """K."""
+        return self.codes.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a decode step reads for this matrix."""
+        held = (self.codes, self.scales, self.bias)
+        return sum(tensor.nbytes for tensor in held if tensor is not None)
+
+
+def is_w8a8(weight: object) -> bool:
+    """Whether a weight is held so that it can be multiplied by 8-bit activations."""
+    return (
+        isinstance(weight, PackedWeight)
+        and weight.bits == 8
+        and weight.group_size == weight.in_features
+        and weight.input_order is None
+        and bool((weight.zeros == 128).all())
+    )
+
+
+def quantise_rows(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes int8 [T, K] and scales float32 [T, 1] of ``inputs`` [T, K]: largest magnitude / 127."""
+    wide = inputs.to(torch.float32)
+    scales = wide.abs().amax(dim=-1, keepdim=True).clamp(min=_LEAST) / _HIGHEST
+    return torch.round(wide / scales).to(torch.int8), scales
+
+
+def int8_linear(inputs: Tensor, weight: Int8Weight) -> Tensor:
+    """The oracle: ``inputs W^T + bias``, ``inputs`` [T, K] rounded to 8 bits, sums in float64."""
+    codes, scales = quantise_rows(inputs)
+    sums = codes.to(torch.float64) @ weight.codes.to(torch.float64).T
+    result = sums * scales.to(torch.float64) * weight.scales.to(torch.float64).T
+    if weight.bias is not None:
+        result += weight.bias.to(torch.float64)
+    return result.to(inputs.dtype)
+
+
+def to_w8a8(weights: DecoderWeights) -> DecoderWeights:
+    """The same decoder, its layers' matrices to be multiplied by 8-bit activations.
+
+    Head and embedding stay as they are. Raises ``CheckpointError`` where no matrix can be.
+    """
+    turned = [_turned(layer) for layer in weights.layers]
+    if not any(turned):
+        raise CheckpointError(
+            "no layer can be multiplied by 8-bit activations",
+            expected="weights of 8 bits, one scale a channel, symmetric",
+            mend="Quantise with the method smoothquant or w8a8.",
+        )
+    layers = (replace(layer, **some) for layer, some in zip(weights.layers, turned))
+    return replace(weights, layers=tuple(layers))
+
+
+def _turned(layer: LayerWeights) -> dict[str, Int8Weight]:
+    """The matrices of a layer that can be, by their fields' names."""
+    matrices = {field.name: getattr(layer, field.name) for field in fields(layer)}
+    return {name: Int8Weight.of(each) for name, each in matrices.items() if is_w8a8(each)}
