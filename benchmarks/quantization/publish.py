@@ -46,11 +46,10 @@ def _usual_clipping(method: str) -> str:
 
 
 def merge(
-    models: dict[str, Any], name: str, float_ppl: float, rows: list[dict[str, Any]], **facts: Any
+    models: dict[str, Any], name: str, facts: dict[str, Any], rows: list[dict[str, Any]]
 ) -> None:
     """Put ``rows`` among the model's, in order of width, format, loss."""
-    model = models.setdefault(name, {"runs": []})
-    model |= {"float_ppl": float_ppl, **facts}
+    model = models.setdefault(name, {"runs": []}) | facts
     merged = {_key(row): row for row in [*model["runs"], *rows]}
     model["runs"] = sorted(merged.values(), key=_order)
     models[name] = model
@@ -73,13 +72,11 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, nargs="*", default=[])
     arguments = parser.parse_args()
     report = json.loads(arguments.into.read_text())
-    for file in arguments.ladder:
+    for file in [*arguments.ladder, *arguments.peers]:
         result = json.loads(file.read_text())
-        merge(report["models"], result["model"], result["float_ppl"], rows_of(result))
-    for file in arguments.peers:
-        result = json.loads(file.read_text())
+        name = PEERS if file in arguments.peers else result["model"]
         facts = {key: value for key, value in result.items() if key not in (*_ORIGIN, "runs")}
-        merge(report["models"], PEERS, result["float_ppl"], rows_of(result), **facts)
+        merge(report["models"], name, facts, rows_of(result))
     dates = [run["date"] for model in report["models"].values() for run in model["runs"]]
     report["date"] = max(dates)
     arguments.into.write_text(json.dumps(report, indent=1) + "\n")
