@@ -76,7 +76,7 @@ class Bench:
         )
         self.coco = CocoFolder(options.coco)
         self.demo = demo_manifest()
-        self.yolox = _write_yolox_manifest(options.yolox, self.coco, folder)
+        self.yolox = write_yolox_manifest(options.yolox, self.coco, folder)
 
     def calibration_frames(self) -> Frames:
         """The demo detector's training frames."""
@@ -404,7 +404,7 @@ def _quantiser_figures(report: Mapping[str, Any], model: Path, out: Path) -> dic
     }
 
 
-def _write_yolox_manifest(model: Path, folder: CocoFolder, scratch: Path) -> Path:
+def write_yolox_manifest(model: Path, folder: CocoFolder, scratch: Path) -> Path:
     """Megvii's YOLOX-Nano as this package names models; its classes are COCO's, by rising id."""
     categories = json.loads((folder.root / "instances.json").read_text())["categories"]
     copy = scratch / "yolox_nano.onnx"
