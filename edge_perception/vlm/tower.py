@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from edge_perception.core.language_model import LanguageModelShape, read_shape
 from edge_perception.errors import CheckpointError
+from edge_perception.vlm.int8_linear import to_w8a8
 from edge_perception.vlm.packed_linear import PackedWeight
+from edge_perception.vlm.rounded_inputs import RoundedInputLinear
 from edge_perception.vlm.weights import (
     DecoderWeights,
     FloatWeight,
     LayerWeights,
+    in_dtype,
     stack,
     weight_of,
 )
@@ -37,15 +40,17 @@ def take_tower(model: nn.Module) -> DecoderWeights:
     embedding_module = tower.get_submodule("embed_tokens")
     embedding = weight_of(embedding_module)
     blocks = tower.get_submodule("layers")
+    dtype = tower.get_parameter("norm.weight").dtype
     assert isinstance(blocks, nn.ModuleList)
+    rounds_inputs = any(_rounds_inputs(module) for module in blocks.modules())
     layers = []
     for index in range(len(blocks)):
-        layers.append(_take_layer(blocks[index], shape))
+        layers.append(_take_layer(blocks[index], shape, dtype))
         blocks[index] = nn.Identity()
     rotary = tower.get_submodule("rotary_emb")
-    return DecoderWeights(
+    weights = DecoderWeights(
         shape=shape,
-        dtype=tower.get_parameter("norm.weight").dtype,
+        dtype=dtype,
         embedding=embedding,
         layers=tuple(layers),
         final_norm=tower.get_parameter("norm.weight").detach(),
@@ -54,11 +59,17 @@ def take_tower(model: nn.Module) -> DecoderWeights:
         rotary_scale=float(getattr(rotary, "attention_scaling", 1.0)),
         rotary_axes=rotary_axes(shape, settings.get("rope_parameters") or {}),
     )
+    return to_w8a8(weights) if rounds_inputs else weights
 
 
-def _take_layer(block: nn.Module, shape: LanguageModelShape) -> LayerWeights:
+def _rounds_inputs(module: nn.Module) -> bool:
+    """Whether a layer's inputs are to be rounded by a scale a token (W8A8)."""
+    return isinstance(module, RoundedInputLinear) and module.input_scale is None
+
+
+def _take_layer(block: nn.Module, shape: LanguageModelShape, dtype: torch.dtype) -> LayerWeights:
     def linear(name: str) -> FloatWeight | PackedWeight:
-        return weight_of(block.get_submodule(name))
+        return in_dtype(weight_of(block.get_submodule(name)), dtype)
 
     def norm(name: str) -> Tensor:
         return block.get_parameter(f"{name}.weight").detach()

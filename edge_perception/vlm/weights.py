@@ -133,6 +133,24 @@ def weight_of(module: nn.Module) -> FloatWeight | PackedWeight:
     return FloatWeight(module.weight.detach(), None if bias is None else bias.detach())
 
 
+def in_dtype(weight: FloatWeight | PackedWeight, dtype: torch.dtype) -> FloatWeight | PackedWeight:
+    """The weight with its bias in the activations' ``dtype``.
+
+    Scales that only bfloat16 holds exactly become fp16 where the activations are, unless that
+    loses more than bfloat16's own rounding: kernels read fp16, what stays runs in torch.
+    """
+    if isinstance(weight, FloatWeight) or dtype not in (torch.float16, torch.bfloat16):
+        return weight
+    bias = None if weight.bias is None else weight.bias.to(dtype)
+    scales = weight.scales
+    if dtype == torch.float16 and scales.dtype == torch.bfloat16:
+        half = scales.to(torch.float16)
+        lost = (half.float() - scales.float()).abs()
+        if bool((lost <= 2**-9 * scales.float().abs()).all()):
+            scales = half
+    return replace(weight, bias=bias, scales=scales)
+
+
 def stack(parts: Sequence[FloatWeight | PackedWeight]) -> LinearWeight:
     """One matrix of the parts' rows, in their order; a ``StackedWeight`` if they are unlike."""
     if any(part.in_features != parts[0].in_features for part in parts):

@@ -14,7 +14,9 @@ from edge_perception.vlm.decoder import Decoder
 from edge_perception.vlm.int8_linear import Int8Weight, int8_linear, quantise_rows, to_w8a8
 from edge_perception.vlm.language_model import Prompt
 from edge_perception.vlm.packed_linear import PackedLinear, PackedWeight
+from edge_perception.vlm.rounded_inputs import RoundedInputLinear
 from edge_perception.vlm.tower import take_tower
+from edge_perception.vlm.weights import FloatWeight, in_dtype
 
 
 def symmetric(weight: torch.Tensor) -> PackedWeight:
@@ -66,6 +68,32 @@ def test_decoder_of_a_smoothquant_checkpoint_answers_near_its_own_in_float() -> 
     prompt = Prompt(torch.arange(12))
     got, exact = Decoder(weights, capacity=16).logits(prompt), wanted.logits(prompt)
     assert float((got - exact).norm() / exact.norm()) < 0.05
+
+
+def test_checkpoint_of_rounded_inputs_becomes_such_a_decoder() -> None:
+    model = tiny_model("Llama 3, SmolLM2")
+    name = "model.layers.0.mlp.down_proj"
+    packed = symmetric(model.get_submodule(name).weight)
+    model.get_submodule("model.layers.0.mlp").down_proj = RoundedInputLinear(packed, None)
+    weights = take_tower(model)
+    assert isinstance(weights.layers[0].down, Int8Weight)
+    assert isinstance(weights.layers[1].down, FloatWeight)
+
+
+@pytest.mark.parametrize(
+    ("scale", "wanted"),
+    [(1.5 * 2.0**-18, torch.float16), (1e-30, torch.bfloat16), (1e20, torch.bfloat16)],
+    ids=["held by both", "too small", "too large"],
+)
+def test_bfloat16_scales_become_fp16_where_nothing_is_lost(scale, wanted) -> None:
+    packed = symmetric(torch.randn(2, 64))
+    scales = torch.full((2, 1), scale).bfloat16()
+    given = replace(packed, scales=scales, bias=torch.ones(2).bfloat16())
+    got = in_dtype(given, torch.float16)
+    assert isinstance(got, PackedWeight)
+    assert got.scales.dtype == wanted
+    assert got.bias is not None
+    assert got.bias.dtype == torch.float16
 
 
 def test_decoder_without_such_weights_is_refused() -> None:
