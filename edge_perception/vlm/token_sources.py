@@ -125,12 +125,17 @@ class DecoderTower:
     needs_output = False
 
     def __init__(
-        self, decoder: Scorer, stream: Any = None, close: Callable[[], None] = go_on
+        self,
+        decoder: Scorer,
+        stream: Any = None,
+        make_current: Callable[[], None] = go_on,
+        close: Callable[[], None] = go_on,
     ) -> None:
         self.name = "our decoder" if stream is None else "our decoder, CUDA graphs"
         self.capacity = decoder.capacity
         self._decoder = decoder
         self._stream = stream
+        self._make_current = make_current  # a driver's context is a thread's own
         self._close = close
         self._sampling = Sampling()
         self._asked: AskedPrompt | None = None
@@ -146,11 +151,11 @@ class DecoderTower:
         segments = min(choice.segments, weights.shape.layers)
         if not choice.device.startswith("cuda"):
             return cls(Decoder(weights, capacity=capacity))
-        from edge_perception.gpu.cuda import Device, Stream
+        from edge_perception.gpu.cuda import Stream, get_device
         from edge_perception.vlm.graphs import capture_decoder
 
-        ordinal = torch.device(choice.device).index or 0
-        stream = Stream(Device(ordinal))
+        device = get_device(torch.device(choice.device).index or 0)
+        stream = Stream(device)
         decoder = capture_decoder(
             weights, stream.handle, capacity=capacity, segments=segments, most_rows=1
         )
@@ -159,7 +164,8 @@ class DecoderTower:
             decoder.close()
             stream.close()
 
-        return cls(decoder, torch.cuda.ExternalStream(stream.handle, device=choice.device), close)
+        external = torch.cuda.ExternalStream(stream.handle, device=choice.device)
+        return cls(decoder, external, device.make_current, close)
 
     @property
     def length(self) -> int:
@@ -193,6 +199,7 @@ class DecoderTower:
         return self._append(Prompt.of([self._token]), mask, between)
 
     def work(self) -> AbstractContextManager[Any]:
+        self._make_current()
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def synchronize(self) -> None:

@@ -11,6 +11,7 @@ import pytest
 from fake_vlm import draw_number
 
 pytest.importorskip("rclpy")
+from diagnostic_msgs.msg import DiagnosticArray
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header, String
 from vision_msgs.msg import Detection2D, Detection2DArray, ObjectHypothesisWithPose
@@ -313,3 +314,30 @@ def test_asker_without_questions_is_a_failed_transition(graph: Any, tmp_path: Pa
     graph.wait_for(lambda: graph.level("asker"))
     assert not graph.change_state("asker", "configure")
     graph.wait_for(lambda: "cannot be read" in graph.message("asker"))
+
+
+def test_container_answers_and_detects_on_the_same_frames(
+    graph: Any, manifest: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from tiny_vlm_checkpoints import write_vlm
+
+    write_vlm(tmp_path / "llava", "LLaVA")
+    graph.start_container(manifest, vlm=True, vlm__model=tmp_path / "llava", profiler__window=100)
+    graph.wait_for(lambda: graph.level("vlm") in ("ok", "warn"), timeout_s=60)
+    found = graph.listen(Detection2DArray, "detections")
+    work = graph.listen(DiagnosticArray, "vlm/stages")
+    asking = Asking(graph)
+    graph.spin_for(0.5)
+    header = asking.show(5)
+    graph.answer_to(header, found)
+    answer = asking.ask("a", "What is there?", max_tokens=8)
+    assert answer.stamp_ns == to_nanoseconds(header.stamp)
+    assert answer.tokens <= 8
+    assert answer.finish_reason in ("end", "length")
+    graph.wait_for(lambda: work)
+    later = asking.show(6)
+    graph.answer_to(later, found)
+    assert graph.counters("vlm")["answers"] == 1
+    assert graph.counters("detector")["processed"] >= 2
