@@ -1,9 +1,17 @@
-"""The parameters of the VLM node."""
+"""The parameters of the VLM node, and what they mean to those who do its work."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edge_perception.core.sampling import Sampling
+from edge_perception.embedded import demo_vlm_manifest
 from edge_perception.nodes.params import Declaration
-from edge_perception.vlm.worker import CAPTION_MODES, STALE_POLICIES
+from edge_perception.vlm.answerer import AnswerSettings
+from edge_perception.vlm.models import ModelChoice
+from edge_perception.vlm.worker import CAPTION_MODES, STALE_POLICIES, WorkerSettings
 
 _MODEL = (
     Declaration(
@@ -154,3 +162,38 @@ _TURNS = (
 )
 
 PARAMETERS = (*_MODEL, *_CAPTIONS, *_ANSWERS, *_TURNS)
+
+
+def model_choice(values: Mapping[str, Any]) -> ModelChoice:
+    """Which model to open, and how."""
+    path = values["model"]
+    return ModelChoice(
+        path=Path(path).expanduser() if path else demo_vlm_manifest(),
+        device=values["torch_device"],
+        threads=values["threads"],
+        context=values["context"],
+        segments=values["segments"],
+    )
+
+
+def answer_settings(values: Mapping[str, Any]) -> AnswerSettings:
+    """What holds for every answer."""
+    return AnswerSettings(
+        system_prompt=values["system_prompt"],
+        sampling=Sampling(values["temperature"], values["top_k"], values["top_p"], values["seed"]),
+        max_tokens=values["max_tokens"],
+        max_image_side=values["max_image_side"],
+        max_stale_ms=values["max_stale_ms"],
+    )
+
+
+def worker_settings(values: Mapping[str, Any]) -> WorkerSettings:
+    """When to caption, and which frames will do."""
+    return WorkerSettings(
+        captions=values["captions"],
+        caption_prompt=values["caption_prompt"],
+        caption_rate_hz=values["caption_rate_hz"],
+        stale_answers=values["stale_answers"],
+        max_frame_age_ms=values["max_frame_age_ms"],
+        frame_timeout_ms=values["frame_timeout_ms"],
+    )

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+_NEAR_NS = 500_000_000
+"""Detections of a frame so near in time may stand for those of an answer's own."""
+
+_MOST_VIEWS = 64  # two seconds of a usual camera
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,38 @@ class SeenObject:
         """The length of the box's diagonal."""
         left, top, right, bottom = self.box_xyxy
         return float(((right - left) ** 2 + (bottom - top) ** 2) ** 0.5)
+
+
+class Views:
+    """The detections of the newest frames, by the frames' headers.
+
+    ``add`` on one thread, ``near`` on any.
+    """
+
+    def __init__(self) -> None:
+        self._views: OrderedDict[tuple[str, int], tuple[SeenObject, ...]] = OrderedDict()
+
+    def add(self, frame_id: str, stamp_ns: int, objects: tuple[SeenObject, ...]) -> None:
+        """Take a frame's detections; the oldest are forgotten."""
+        self._views[frame_id, stamp_ns] = objects
+        if len(self._views) > _MOST_VIEWS:
+            self._views.popitem(last=False)
+
+    def near(self, frame_id: str, stamp_ns: int) -> tuple[int | None, tuple[SeenObject, ...]]:
+        """A frame's detections, or else the nearest in time, and their stamp; None if far."""
+        views = {
+            stamp: objects
+            for (camera, stamp), objects in tuple(self._views.items())
+            if camera == frame_id and abs(stamp - stamp_ns) <= _NEAR_NS
+        }
+        if not views:
+            return None, ()
+        nearest = min(views, key=lambda stamp: abs(stamp - stamp_ns))
+        return nearest, views[nearest]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._views.clear()
 
 
 def describe_change(before: Sequence[SeenObject], now: Sequence[SeenObject], far: float) -> str:

@@ -28,21 +28,17 @@ from edge_perception.core.sampling import Sampling
 from edge_perception.errors import CheckpointError, DecodingError
 from edge_perception.vlm.answering import ImageFeatures, Question, TokenSource, Vocabulary
 from edge_perception.vlm.assembly import load_model
+from edge_perception.vlm.decoder_tower import DecoderTower
 from edge_perception.vlm.device_memory import memory_errors
+from edge_perception.vlm.forward_tower import ForwardTower
 from edge_perception.vlm.image_prompts import (
     LLAVA_TEMPLATE,
     ImagePrompt,
     image_prompt_of,
     image_token_of,
 )
+from edge_perception.vlm.language_tower import AskedPrompt, LanguageTower, TowerSource
 from edge_perception.vlm.models import ModelChoice
-from edge_perception.vlm.token_sources import (
-    AskedPrompt,
-    DecoderTower,
-    ForwardTower,
-    LanguageTower,
-    TowerSource,
-)
 from edge_perception.vlm.tower import take_tower
 from edge_perception.vlm.turns import Yield, go_on
 

@@ -316,6 +316,7 @@ def test_asker_without_questions_is_a_failed_transition(graph: Any, tmp_path: Pa
     graph.wait_for(lambda: "cannot be read" in graph.message("asker"))
 
 
+@pytest.mark.slow  # torch and transformers are imported in the container
 def test_container_answers_and_detects_on_the_same_frames(
     graph: Any, manifest: Path, tmp_path: Path
 ) -> None:

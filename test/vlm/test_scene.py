@@ -1,6 +1,6 @@
 import pytest
 
-from edge_perception.vlm.scene import SceneGate, SeenObject, describe_change, mentioned
+from edge_perception.vlm.scene import SceneGate, SeenObject, Views, describe_change, mentioned
 
 
 def seen(name: str, left: float, size: float = 40) -> SeenObject:
@@ -62,3 +62,22 @@ def test_gate_opens_first_and_when_something_changed_for_a_while() -> None:
 def test_detections_spoken_of_are_found(text: str, indices: tuple[int, ...]) -> None:
     names = ("cup", "cup", "chair", "tow_truck", "berry", "dish", "person")
     assert mentioned(text, names) == indices
+
+
+def test_detections_of_the_same_frame_are_preferred_to_near_ones() -> None:
+    views = Views()
+    views.add("front", 1_000_000_000, (CUP,))
+    views.add("front", 1_100_000_000, (CHAIR,))
+    views.add("rear", 1_000_000_000, ())
+    assert views.near("front", 1_000_000_000) == (1_000_000_000, (CUP,))
+    assert views.near("front", 1_090_000_000) == (1_100_000_000, (CHAIR,))
+    assert views.near("front", 1_700_000_000) == (None, ())
+    assert views.near("left", 1_000_000_000) == (None, ())
+
+
+def test_only_the_newest_detections_are_kept() -> None:
+    views = Views()
+    for stamp in range(100):
+        views.add("front", stamp * 10**9, ())
+    assert views.near("front", 10**9) == (None, ())
+    assert views.near("front", 99 * 10**9) == (99 * 10**9, ())

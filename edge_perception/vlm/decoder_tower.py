@@ -1,115 +1,22 @@
-"""Two ways to run a transformers model's language tower: our decoder, or its own forward."""
+"""A transformers model's language tower, run by our decoder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from edge_perception.core.sampling import Sampling
-from edge_perception.vlm.answering import TokenMask
 from edge_perception.vlm.decoder import Decoder
-from edge_perception.vlm.device_memory import memory_errors
-from edge_perception.vlm.language_model import LanguageModel, Prompt, check_room
+from edge_perception.vlm.language_model import LanguageModel, Prompt
+from edge_perception.vlm.language_tower import AskedPrompt, choose_among
 from edge_perception.vlm.models import ModelChoice
-from edge_perception.vlm.sampling import choose_tokens
 from edge_perception.vlm.turns import Yield, go_on
 from edge_perception.vlm.weights import DecoderWeights
-
-
-class Encoded(Protocol):
-    """An encoded picture: embeddings [T, hidden], Qwen's grid int64 [1, 3], the whole output."""
-
-    embeddings: Tensor
-    grid: Tensor | None
-    output: Any
-
-
-@dataclass(frozen=True)
-class AskedPrompt:
-    """A question's token ids int64 [T] on the model's device, and the picture it is about."""
-
-    token_ids: Tensor
-    picture: Encoded
-    image_token: int
-
-    @property
-    def is_image(self) -> Tensor:
-        """Which tokens are the picture's: bool [T]."""
-        return self.token_ids == self.image_token
-
-
-class LanguageTower(Protocol):
-    """Runs one sequence; chooses tokens among a mask's, or all of them.
-
-    ``needs_output`` tells whether it wants a vision tower's whole output.
-    """
-
-    name: str
-    capacity: int
-    needs_output: bool
-
-    @property
-    def length(self) -> int:
-        """Tokens in the cache."""
-
-    def start(self, model: nn.Module, prompt: AskedPrompt, sampling: Sampling) -> None:
-        """Prepare a prompt; the sequence before ends. Runs nothing yet."""
-
-    def first(self, mask: Tensor | None, between: Yield) -> int:
-        """Run the prompt and choose a token."""
-
-    def next(self, mask: Tensor | None, between: Yield) -> int:
-        """Run the token chosen last and choose another."""
-
-    def work(self) -> AbstractContextManager[Any]:
-        """Within it, torch's work goes where the tower's goes."""
-
-    def synchronize(self) -> None:
-        """Wait for what was queued within ``work``."""
-
-    def close(self) -> None:
-        """Free what the tower holds; idempotent."""
-
-
-class TowerSource:
-    """A ``TokenSource`` by a language tower."""
-
-    def __init__(
-        self, tower: LanguageTower, model: nn.Module, prompt: AskedPrompt, sampling: Sampling
-    ) -> None:
-        check_room(0, len(prompt.token_ids), tower.capacity)
-        self.prompt_tokens = len(prompt.token_ids)
-        self._tower = tower
-        self._device = prompt.token_ids.device
-        tower.start(model, prompt, sampling)
-
-    @property
-    def room(self) -> int:
-        """Tokens that still fit; the one chosen last has not been run yet."""
-        return self._tower.capacity - self._tower.length
-
-    def first(self, mask: TokenMask | None = None, between: Yield = go_on) -> int:
-        """Run the prompt; see ``TokenSource``."""
-        return self._run(self._tower.first, mask, between)
-
-    def next(self, mask: TokenMask | None = None, between: Yield = go_on) -> int:
-        """Run a token; see ``TokenSource``."""
-        return self._run(self._tower.next, mask, between)
-
-    @torch.inference_mode()
-    def _run(
-        self, run: Callable[[Tensor | None, Yield], int], mask: TokenMask | None, between: Yield
-    ) -> int:
-        with memory_errors(), self._tower.work():
-            allowed = None if mask is None else torch.from_numpy(mask).to(self._device)
-            return run(allowed, between)
 
 
 class Scorer(LanguageModel, Protocol):
@@ -222,7 +129,7 @@ class DecoderTower:
         if last:  # the head's output for a whole prompt would be large, and for nothing
             self._decoder.prefill(_part(prompt, 0, last), between)
         logits = self._decoder.logits(_part(prompt, last, last + 1))
-        self._token = _choose(logits, mask, self._sampling, self.length - 1)
+        self._token = choose_among(logits, mask, self._sampling, self.length - 1)
         return self._token
 
     def _shared(self) -> int:
@@ -235,76 +142,6 @@ class DecoderTower:
         pairs = zip(kept.token_ids.tolist(), asked.token_ids.tolist())
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         return min(same, len(asked.token_ids) - 1)
-
-
-class ForwardTower:
-    """The forward of transformers' own model, token by token."""
-
-    needs_output = True
-
-    def __init__(self, capacity: int) -> None:
-        self.name = "transformers"
-        self.capacity = capacity
-        self.length = 0
-        self._model: nn.Module | None = None
-        self._asked: AskedPrompt | None = None
-        self._cache: DynamicCache | None = None
-        self._sampling = Sampling()
-        self._token = 0
-
-    def start(self, model: nn.Module, prompt: AskedPrompt, sampling: Sampling) -> None:
-        self._model, self._asked, self._sampling = model, prompt, sampling
-        self._cache, self.length = DynamicCache(config=model.config), 0
-
-    def first(self, mask: Tensor | None, between: Yield) -> int:
-        assert self._asked is not None
-        picture, token_ids = self._asked.picture, self._asked.token_ids
-        between()
-        more: dict[str, Any] = {"mm_encoder_outputs": {"image": picture.output}}
-        if picture.grid is not None:
-            more["image_grid_thw"] = picture.grid
-            more["mm_token_type_ids"] = self._asked.is_image.to(torch.int64)[None]
-        return self._forward(token_ids, mask, more)
-
-    def next(self, mask: Tensor | None, between: Yield) -> int:
-        between()
-        token_ids = torch.tensor([self._token], device=self._asked_device())
-        return self._forward(token_ids, mask, {})
-
-    def work(self) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-    def synchronize(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.current_stream().synchronize()
-
-    def close(self) -> None:
-        self._model = self._asked = self._cache = None
-
-    def _asked_device(self) -> torch.device:
-        assert self._asked is not None
-        return self._asked.token_ids.device
-
-    def _forward(self, token_ids: Tensor, mask: Tensor | None, more: dict[str, Any]) -> int:
-        assert self._model is not None
-        output = self._model(
-            input_ids=token_ids[None],
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **more,
-        )
-        self.length += len(token_ids)
-        self._token = _choose(output.logits[0], mask, self._sampling, self.length - 1)
-        return self._token
-
-
-def _choose(logits: Tensor, mask: Tensor | None, sampling: Sampling, slot: int) -> int:
-    """Choose after the last row of ``logits`` [T, V], among the tokens of a mask [V]."""
-    row = logits[-1:]
-    if mask is not None:
-        row = row.masked_fill(~mask[: row.shape[-1]], float("-inf"))
-    return int(choose_tokens(row, sampling, torch.tensor([slot], device=row.device)))
 
 
 def _part(prompt: Prompt, start: int, stop: int) -> Prompt:
