@@ -142,9 +142,7 @@ class Words:
     """A checkpoint's tokenizer and chat template, and where a picture goes in a prompt."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], picture: ImagePrompt) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_fast=True
-        )
+        self.tokenizer = _tokenizer(folder)
         self._template = _chat_template(folder, self.tokenizer)
         self._before = self._ids_of(picture.before)
         self._after = self._ids_of(picture.after)
@@ -236,12 +234,24 @@ def _language_tower(model: nn.Module, choice: ModelChoice) -> LanguageTower:
     return ForwardTower(choice.context)
 
 
+def _tokenizer(folder: Path) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # each class has its own ways to fail
+        raise CheckpointError(f"{folder.name} has no tokenizer that runs here ({error})") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise CheckpointError(f"{folder.name} has no fast tokenizer", expected="tokenizer.json")
+    return tokenizer
+
+
 def _image_processor(folder: Path) -> Any:
     try:
         return AutoImageProcessor.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, backend="pil"
         )
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # each class has its own ways to fail
         raise CheckpointError(
             f"{folder.name} has no image processor that runs here ({error})",
             expected="preprocessor_config.json of a class of transformers",

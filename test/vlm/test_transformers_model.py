@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 from tiny_vlm_checkpoints import IMAGE, PROCESSORS, write_vlm
 
 from edge_perception.core.sampling import GREEDY, Sampling
-from edge_perception.errors import CheckpointError, DecodingError, ManifestError
+from edge_perception.errors import CheckpointError, DecodingError, DeviceMemoryError
 from edge_perception.vlm.answering import Limits, Question, complete
 from edge_perception.vlm.models import ModelChoice, open_model
 
@@ -175,13 +175,49 @@ def test_closed_model_is_refused(checkpoints) -> None:
 
 
 @pytest.mark.parametrize(
-    "missing", ["model.safetensors", "config.json", "preprocessor_config.json"]
+    "missing",
+    ["model.safetensors", "config.json", "preprocessor_config.json", "tokenizer.json"],
 )
 def test_incomplete_directory_is_refused(tmp_path: Path, missing: str) -> None:
     write_vlm(tmp_path, "LLaVA")
     (tmp_path / missing).unlink()
-    with pytest.raises((CheckpointError, ManifestError)):
+    with pytest.raises(CheckpointError):
         open_at(tmp_path)
+
+
+def test_full_memory_is_told_apart_from_other_errors() -> None:
+    from edge_perception.vlm.device_memory import memory_errors
+
+    for full in (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    ):
+        with pytest.raises(DeviceMemoryError, match="full"), memory_errors():
+            raise full
+    with pytest.raises(RuntimeError, match="illegal"), memory_errors():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def test_memory_that_is_short_for_a_picture_lowers_the_resolution(checkpoints) -> None:
+    from edge_perception.core.answers import Request
+    from edge_perception.vlm.answerer import Answerer, AnswerSettings
+    from edge_perception.vlm.inbox import Asked
+    from edge_perception.vlm.vision_cache import Picture, VisionCache
+
+    ours = open_at(checkpoints("Qwen2.5-VL")[0])
+    largest = ours.image_sides_px[-1]
+    encode = ours._image_inputs
+
+    def short_of_memory(model, pixels, side_px):
+        if side_px == largest:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(model, pixels, side_px)
+
+    ours._image_inputs = short_of_memory
+    answerer = Answerer(ours, VisionCache(8.0), AnswerSettings(max_tokens=3))
+    answer = answerer.answer(Asked(Request("What?")), Picture(PICTURE, 1, "front", 0))
+    assert answer.image_side_px == ours.image_sides_px[-2]
+    assert answer.finish_reason in ("end", "length")
 
 
 @pytest.mark.gpu
