@@ -73,6 +73,8 @@ def main() -> None:
     if not arguments.skip_sanitizer:
         parts["sanitizer"] = lambda _: run_sanitizer()
     failed = []
+    partial = arguments.out.with_suffix(".partial.json")  # what is left if the run is cut short
+    partial.parent.mkdir(parents=True, exist_ok=True)
     for name, part in parts.items():
         began = time.monotonic()
         try:
@@ -82,9 +84,8 @@ def main() -> None:
             result[name] = {"failed": str(error)}
             failed.append(name)
         print(f"{name} ({time.monotonic() - began:.1f} s): {json.dumps(result[name])}", flush=True)
-    out = arguments.out.with_suffix(".failed.json") if failed else arguments.out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n")
+        partial.write_text(json.dumps(result, indent=2) + "\n")
+    partial.rename(arguments.out.with_suffix(".failed.json") if failed else arguments.out)
     print_table(result)
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
