@@ -38,7 +38,10 @@ def autoawq(work: Path, out: Path, bits: int) -> str:
     from awq import AutoAWQForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoAWQForCausalLM.from_pretrained(str(work / "float"), device_map=device)
+    dtype = torch.float16 if device == "cuda" else torch.float32  # half is slow on a CPU
+    model = AutoAWQForCausalLM.from_pretrained(
+        str(work / "float"), device_map=device, torch_dtype=dtype
+    )
     windows = calibration_windows(work)
     model.quantize(
         None,
@@ -194,8 +197,8 @@ def _readers() -> dict[str, Callable[[Path, str], Any]]:
     if kernels == "autoawq":
         from awq import AutoAWQForCausalLM
 
-        readers["autoawq"] = lambda path, device: (
-            AutoAWQForCausalLM.from_quantized(str(path), fuse_layers=False, device_map=device).model
+        readers["autoawq"] = lambda path, _device: (
+            AutoAWQForCausalLM.from_quantized(str(path), fuse_layers=False, device_map="auto").model
         )
     return readers
 
