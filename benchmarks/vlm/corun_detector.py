@@ -1,8 +1,8 @@
 """A detector at a steady rate: the product's path from the frame ring to boxes on the host.
 
 One thread writes frames into the ring at set times, another takes the newest and detects, as the
-camera and the detector node do. A frame's latency runs from its publication in the ring to its
-boxes on the host. The network is YOLOX-S's size in FP16 by torch, replayed as a CUDA graph on a
+camera and the detector node do. A frame's latency runs from the moment its pixels are complete in
+the ring's staging buffer, its upload still to come, to its boxes on the host. The network is YOLOX-S's size in FP16 by torch, replayed as a CUDA graph on a
 stream of high priority, with random weights: its time does not depend on them.
 """
 
@@ -24,6 +24,7 @@ from benchmarks.frames.detector_path import (
     network_manifest,
 )
 from benchmarks.frames.frame_source import FULL_HD, info, random_frame
+from edge_perception.core.frame import FrameInfo
 from edge_perception.core.latency import SpanRecorder
 from edge_perception.detection.device_backend import DeviceBackend
 from edge_perception.detection.device_path import DevicePath
@@ -86,7 +87,6 @@ class Detector:
     def run(self, rate_hz: float, frames: int) -> Run:
         """Detect on ``frames`` frames that come at ``rate_hz``."""
         self._came, self._ended = threading.Event(), threading.Event()
-        self._ready_s: dict[int, float] = {}
         latencies: list[float] = []
         first = self._sequence
         thread = threading.Thread(target=self._take_all, args=(latencies,), name="detector")
@@ -95,7 +95,6 @@ class Detector:
         for number in range(frames):
             _sleep_until(start_s + number / rate_hz)
             self._write()
-            self._ready_s[self._sequence] = time.perf_counter()
             self.on_ready()
             self._came.set()
         time.sleep(0.05)
@@ -122,19 +121,19 @@ class Detector:
         while not self._ended.is_set():
             self._came.wait()
             self._came.clear()
-            sequence = self._detect()
-            if sequence in self._ready_s:
-                latencies.append((time.perf_counter() - self._ready_s.pop(sequence)) * 1e3)
+            frame = self._detect()
+            if frame is not None:
+                latencies.append((time.monotonic_ns() - frame.decoded_ns) / 1e6)
                 self.on_done()
 
-    def _detect(self) -> int:
+    def _detect(self) -> FrameInfo | None:
         lease = self._ring.acquire_newest(self._seen)
         if lease is None:
-            return 0
+            return None
         with lease:
             self._path.run(lease, self._threshold, NMS_IOU, SpanRecorder())
         self._seen = lease.sequence
-        return self._seen
+        return lease.info
 
 
 def _sleep_until(when_s: float) -> None:

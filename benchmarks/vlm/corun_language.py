@@ -138,7 +138,7 @@ def main() -> None:
     get_device().make_current()
     answering = Answering(LanguageSetting(sys.argv[1]), draw_weights(sys.argv[1]))
     print("ready", flush=True)
-    for line in sys.stdin:
+    for line in iter(sys.stdin.readline, ""):
         if line.strip() != "go":
             break
         with answering.without_pause() as speed:
