@@ -2,8 +2,9 @@
 
 One thread writes frames into the ring at set times, another takes the newest and detects, as the
 camera and the detector node do. A frame's latency runs from the moment its pixels are complete in
-the ring's staging buffer, its upload still to come, to its boxes on the host. The network is YOLOX-S's size in FP16 by torch, replayed as a CUDA graph on a
-stream of high priority, with random weights: its time does not depend on them.
+the ring's staging buffer, its upload still to come, to its boxes on the host. The network is
+YOLOX-S's size in FP16 by torch, replayed as a CUDA graph on a stream of high priority, with random
+weights: its time does not depend on them.
 """
 
 from __future__ import annotations
