@@ -16,6 +16,8 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +60,9 @@ def main() -> None:
     parser.add_argument("--commit", help="of the code, where this is no checkout")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    torch.set_num_threads(2)
     device = torch.device(options.device)
+    if options.device == "cpu":
+        torch.set_num_threads(2)
     token_ids = read_token_ids(options.text, options.tokenizer).to(device)
     windows = windows_of(token_ids, options.window, options.windows)
     result: dict[str, Any] = {
@@ -72,30 +75,19 @@ def main() -> None:
         "models": {},
     }
     for kind, path in (("float", options.float), ("int4", options.int4)):
-        rounds = path is None
-        load = loader(path or options.float, device, rounds=rounds)
-        result["models"][kind] = compare(load, device, token_ids, windows)
+        model = load_model(path or options.float, device=device, dtype=torch.float32)
+        if path is None:
+            round_layers(model)
+        result["models"][kind] = compare(model, device, token_ids, windows)
         options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["models"], indent=1))
+        print(kind, json.dumps(result["models"][kind], indent=1), flush=True)
 
 
-def loader(path: Path, device: torch.device, *, rounds: bool) -> Callable[[torch.dtype], nn.Module]:
-    """What loads a checkpoint in a float type, and rounds its layers if told."""
-
-    def load(dtype: torch.dtype) -> nn.Module:
-        model = load_model(path, device=device, dtype=dtype)
-        if rounds:
-            round_layers(model, load_model(path, device=device, dtype=torch.float32))
-        return model
-
-    return load
-
-
-def round_layers(model: nn.Module, exact: nn.Module) -> None:
-    """Put the linear layers of ``exact``, rounded by the toolkit, in the place of ``model``'s."""
-    for name, layer in list(exact.named_modules()):
+def round_layers(model: nn.Module) -> None:
+    """Put the model's own linear layers, rounded by the toolkit, in their places."""
+    for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear) and name != "lm_head":
-            rounded = round_alone(layer.weight, INT4)
+            rounded = round_alone(layer.weight.detach(), INT4)
             codes = rounded.codes.to(torch.uint8)
             packed = PackedWeight.from_codes(
                 codes, rounded.grid.scales, rounded.grid.zeros, bits=4, bias=layer.bias
@@ -106,18 +98,14 @@ def round_layers(model: nn.Module, exact: nn.Module) -> None:
 
 @torch.inference_mode()
 def compare(
-    load: Callable[[torch.dtype], nn.Module],
-    device: torch.device,
-    token_ids: Tensor,
-    windows: list[Tensor],
+    model: nn.Module, device: torch.device, token_ids: Tensor, windows: list[Tensor]
 ) -> dict[str, Any]:
     """All figures of one checkpoint: transformers first, then our decoder from the same weights."""
-    model = load(torch.float32)
     forced = token_ids[:POSITIONS]
     theirs = model(forced[None]).logits[0]
     toolkit = measure_fidelity(lambda window: model(window).logits[0], None, windows)
     on_gpu = device.type == "cuda"
-    weights = take_tower(load(torch.float16) if on_gpu else model)
+    weights = half_weights(model) if on_gpu else take_tower(model)
     options: dict[str, Any] = {"capacity": windows[0].shape[1]}
     if on_gpu:
         options |= {"operators": gpu_operators(), "prefill_chunk": SAME_ORDER_ROWS}
@@ -141,6 +129,12 @@ def compare(
         },
         "speculation": speculation,
     }
+
+
+def half_weights(model: nn.Module) -> DecoderWeights:
+    """A copy in FP16, but for the rotary frequencies: positions in the thousands multiply them."""
+    frequencies = model.get_decoder().rotary_emb.inv_freq  # type: ignore[operator]
+    return replace(take_tower(deepcopy(model).half()), inverse_frequencies=frequencies.clone())
 
 
 @contextmanager
