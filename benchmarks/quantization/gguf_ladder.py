@@ -8,11 +8,9 @@ happens in memory and in float32.
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from ladder import Run
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from edge_perception.core.machine import describe_machine, utc_now
 from edge_perception.quantization.evaluate import gap_share, measure_fidelity, windows_of
 from edge_perception.quantization.grid import WeightFormat
 from edge_perception.quantization.ladder import Quantised, quantise_copy
@@ -47,11 +46,15 @@ class Source:
 
 def machine(device: torch.device, commit: str) -> dict[str, str]:
     """Where and when a figure was taken."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        facts = describe_machine()
+        name = f"{facts['cpu']}, {facts['cores']} cores"
     return {
-        "machine": name or platform.machine(),
+        "machine": name,
         "torch": torch.__version__,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": utc_now(),
         "commit": commit,
     }
 
