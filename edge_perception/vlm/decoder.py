@@ -49,7 +49,10 @@ from edge_perception.vlm.tower import take_tower
 from edge_perception.vlm.weights import DecoderWeights, LayerWeights
 
 PREFILL_CHUNK = 512
-"""Rows of a prompt that run at once: bounds the activations' memory and the wait of others."""
+"""Rows of a prompt that run at once: bounds the activations' memory and the wait of others.
+
+A packed weight is dequantised once a chunk, so a long prompt runs faster in longer ones.
+"""
 
 SegmentRunner = Callable[[int, int], None]
 """Runs segment i of a step of so many rows: ``Decoder.run_segment``, or a replay of it."""
@@ -263,14 +266,15 @@ class Decoder:
         tokens = prompt.token_ids.to(self._device)
         kept = []
         for start in range(0, len(prompt), self._chunk):
-            if start:
-                between()
             part = slice(start, min(start + self._chunk, len(prompt)))
             rows = part.stop - part.start
             span = Span(self.state.first, rows, self._length + rows, start=self._length)
             hidden = self._prompt_rows(prompt, tokens, part)
             positions = self._prompt_positions(prompt, part, span)
-            hidden = self._run_layers(range(len(self._layouts)), hidden, positions, span)
+            for layers in self.segments:
+                if start or layers.start:
+                    between()
+                hidden = self._run_layers(layers, hidden, positions, span)
             self._count_on(rows)
             kept.append(keep(hidden))
         self._shift_after(prompt)

@@ -24,7 +24,7 @@ import torch
 
 from edge_perception.errors import DecodingError
 from edge_perception.vlm.assembly import load_model
-from edge_perception.vlm.decoder import Decoder
+from edge_perception.vlm.decoder import PREFILL_CHUNK, Decoder
 from edge_perception.vlm.kernel_operators import KernelOperators
 from edge_perception.vlm.operators import SAME_ORDER_ROWS
 from edge_perception.vlm.pipeline import PipelinedDecoder
@@ -84,6 +84,11 @@ class SegmentGraphs:
         place = number % _IN_FLIGHT
         self._marks[place].synchronize()
         return int(self._tokens[place])
+
+    def hold(self) -> None:
+        self._marks[(self._queued - 1) % _IN_FLIGHT].synchronize()
+        self._marks[self._queued % _IN_FLIGHT].record(self._stream)
+        self._queued += 1
 
     @contextmanager
     def work(self) -> Iterator[None]:
@@ -158,6 +163,7 @@ def capture_decoder(
     capacity: int,
     kv_format: str = "float",
     segments: int = 1,
+    prefill_chunk: int = PREFILL_CHUNK,
     most_rows: int = SAME_ORDER_ROWS,
 ) -> PipelinedDecoder:
     """A decoder on the GPU that holds ``weights``, its steps captured; the caller closes it.
@@ -166,7 +172,12 @@ def capture_decoder(
     """
     operators = gpu_operators(weights.final_norm.device.index or 0)
     decoder = Decoder(
-        weights, capacity=capacity, kv_format=kv_format, segments=segments, operators=operators
+        weights,
+        capacity=capacity,
+        kv_format=kv_format,
+        segments=segments,
+        prefill_chunk=prefill_chunk,
+        operators=operators,
     )
     return PipelinedDecoder(decoder, SegmentGraphs(decoder, stream, most_rows))
 
@@ -178,6 +189,7 @@ def open_gpu_decoder(
     capacity: int,
     kv_format: str = "float",
     segments: int = 1,
+    prefill_chunk: int = PREFILL_CHUNK,
     most_rows: int = SAME_ORDER_ROWS,
 ) -> PipelinedDecoder:
     """``capture_decoder`` from a checkpoint directory or a ``.gguf``, in FP16.
@@ -192,5 +204,6 @@ def open_gpu_decoder(
         capacity=capacity,
         kv_format=kv_format,
         segments=segments,
+        prefill_chunk=prefill_chunk,
         most_rows=most_rows,
     )

@@ -47,6 +47,9 @@ class SegmentQueue(Protocol):
         Waits for that segment alone. Can be asked until two more have been queued.
         """
 
+    def hold(self) -> None:
+        """Wait until nothing is left of what was queued before the last call of this."""
+
     def work(self) -> AbstractContextManager[None]:
         """Within it, all of torch's work goes where the segments go."""
 
@@ -102,7 +105,7 @@ class PipelinedDecoder:
     def prefill(self, prompt: Prompt, between: Yield = go_on) -> int:
         with self._opened().work():
             self._take_back()
-            self._token = self._decoder.prefill(prompt, between)
+            self._token = self._decoder.prefill(prompt, self._turn(between))
         return self._token
 
     def logits(self, prompt: Prompt) -> Tensor:
@@ -139,6 +142,17 @@ class PipelinedDecoder:
         with self._opened().work():
             self._take_back()
             self._decoder.rewind(length)
+
+    def _turn(self, between: Yield) -> Yield:
+        """``between`` for a prompt, whose parts a host queues much faster than they run."""
+        if between is go_on:
+            return go_on
+
+        def turn() -> None:
+            self._opened().hold()
+            between()
+
+        return turn
 
     def _run(self, index: int, rows: int) -> None:
         self._newest = self._opened().queue(index, rows)

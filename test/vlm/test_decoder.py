@@ -130,6 +130,13 @@ def test_prefill_yields_between_its_chunks() -> None:
     assert waits == [16, 32]
 
 
+def test_prefill_yields_between_the_segments_of_a_chunk_too() -> None:
+    waits: list[int] = []
+    decoder = tiny_decoder(prefill_chunk=16, segments=2)
+    decoder.prefill(Prompt(TOKENS), lambda: waits.append(decoder.length))
+    assert waits == [0, 16, 16, 32, 32]
+
+
 SAMPLINGS = [GREEDY, Sampling(temperature=1.0, seed=5), Sampling(0.7, top_k=20, top_p=0.9, seed=1)]
 
 

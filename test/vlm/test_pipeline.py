@@ -29,6 +29,7 @@ class LazyQueue:
         self.tokens: dict[int, int] = {}
         self.queued = 0
         self.most_waiting = 0
+        self.holds = 0
         self.closed = False
 
     def queue(self, index: int, rows: int) -> int:
@@ -72,6 +73,9 @@ class LazyQueue:
         finally:
             for name in names:
                 delattr(self.decoder, name)
+
+    def hold(self) -> None:
+        self.holds += 1
 
     def close(self) -> None:
         self.closed = True
@@ -147,6 +151,16 @@ def test_every_segment_but_the_first_of_a_sequence_waits_for_its_turn() -> None:
     for _ in range(3):
         model.step(lambda: turns.append(queue.queued))
     assert turns == [1, 2, 3, 4, 5, 6]
+
+
+def test_turn_within_a_prompt_waits_for_what_was_queued_before_the_last() -> None:
+    model, queue = pipelined(prefill_chunk=4)
+    turns: list[int] = []
+    model.prefill(PROMPT, lambda: turns.append(queue.holds))
+    assert turns == [1, 2]
+    model.start(GREEDY)
+    model.prefill(PROMPT)
+    assert queue.holds == 2, "nobody wants a turn, nobody waits"
 
 
 def test_what_a_turn_raises_ends_the_sequence_and_not_the_model() -> None:
