@@ -152,11 +152,11 @@ class Bench:
             step = partial(run_step, decoder, graphs)
             times_ms(step, prepare=prepare, times=10)
             figures: dict[str, Any] = percentiles(times_ms(step, prepare=prepare, times=STEPS))
-            model = PipelinedDecoder(decoder, graphs)
-            model.start(GREEDY)
-            model.prefill(Prompt(torch.arange(450)))
-            wall_ms(model.step, 10)
-            figures["wall"] = round(wall_ms(model.step, STEPS), 4)
+            with PipelinedDecoder(decoder, graphs) as model:
+                model.start(GREEDY)
+                model.prefill(Prompt(torch.arange(450)))
+                wall_ms(model.step, 10)
+                figures["wall"] = round(wall_ms(model.step, STEPS), 4)
             return figures | {"capture_s": round(capture_s, 2)}
 
     @torch.inference_mode()

@@ -141,7 +141,7 @@ class Decoder:
         self._rotary = rotary_table(weights, capacity)
         self._layouts = [_head_layout(weights, index) for index in range(shape.layers)]
         self.state = StepState.allocate(shape.hidden_size, weights.dtype, self._device)
-        self.runner: SegmentRunner = self.run_segment
+        self.runner: SegmentRunner | None = None  # None: itself, without a cycle of references
         self._length = 0
         self._offset = 0  # position less slot
         self._has_pending = False
@@ -194,10 +194,11 @@ class Decoder:
         return chosen[:accepted]
 
     def _run_segments(self, rows: int, between: Yield) -> None:
+        run = self.runner or self.run_segment
         for index in range(len(self.segments)):
             if index:
                 between()
-            self.runner(index, rows)
+            run(index, rows)
 
     def run_segment(self, index: int, rows: int) -> None:
         """Run segment ``index`` of a step of ``rows`` rows (1 to 8), on device tensors alone.

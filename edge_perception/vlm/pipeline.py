@@ -91,6 +91,7 @@ class PipelinedDecoder:
         if self._queue is not None:
             self._queue.close()
             self._queue = None
+            self._decoder.runner = None  # a cycle would keep the cache until it is collected
 
     @property
     def length(self) -> int:

@@ -1,3 +1,4 @@
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -175,6 +176,15 @@ def test_what_a_turn_raises_ends_the_sequence_and_not_the_model() -> None:
     model.start(GREEDY)
     model.prefill(PROMPT)
     assert [model.step() for _ in range(4)] == wanted
+
+
+def test_memory_is_free_when_a_closed_decoder_is_let_go() -> None:
+    model, queue = pipelined()
+    model.prefill(PROMPT)
+    model.close()
+    held = weakref.ref(queue.decoder)
+    del model, queue
+    assert held() is None
 
 
 def test_closed_decoder_refuses_work() -> None:
