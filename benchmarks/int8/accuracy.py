@@ -321,7 +321,8 @@ def _onnxruntime(
     """``quantize_static``: by its defaults, or symmetric, per channel, with float biases.
 
     A scale a channel needs opset 13, to which it does not convert: of an older model it makes one
-    that nothing loads. With 16 frames at most: its histogram calibrators keep every activation until the end.
+    that nothing loads. With 16 frames at most: its histogram calibrators keep every activation
+    until the end.
     """
     prepared = out.with_name("prepared.onnx")
     quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
