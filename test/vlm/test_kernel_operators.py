@@ -228,6 +228,7 @@ CASES = [
     Case("several chunks, the last one empty", first=300, capacity=700, head_dim=32),
     Case("Qwen2-7B: seven query heads share keys", query_heads=7, head_dim=16),
     Case("two groups of three", query_heads=6, kv_heads=2, head_dim=16, rows=3),
+    Case("more chunks than are joined at a time", first=1200, capacity=1300, head_dim=16, rows=1),
     Case("a window that leaves a chunk unseen", window=20, first=290, capacity=400, head_dim=32),
     Case("INT8", kv_format="int8", query_heads=4, kv_heads=2, head_dim=32, rows=3),
     Case("INT8 over chunks", kv_format="int8", first=300, capacity=400, head_dim=32),
@@ -245,7 +246,7 @@ def filled_cache(case: Case) -> KvCache:
         "model_type": "llama", "hidden_size": case.query_heads * case.head_dim,
         "intermediate_size": 32, "vocab_size": 8, "num_hidden_layers": 1,
         "num_attention_heads": case.query_heads, "num_key_value_heads": case.kv_heads,
-        "head_dim": case.head_dim, "max_position_embeddings": 1024,
+        "head_dim": case.head_dim, "max_position_embeddings": 2048,
     })  # fmt: skip
     cache = KvCache(
         shape, case.capacity, dtype=torch.float16, device=torch.device("cpu"),
@@ -262,7 +263,7 @@ def filled_cache(case: Case) -> KvCache:
 
 def arguments_of(case: Case) -> tuple[Any, HeadLayout, RotaryTable, Any, Span]:
     half = case.head_dim // 2
-    angles = torch.arange(1024.0).unsqueeze(1) * torch.logspace(0, -4, half)
+    angles = torch.arange(2048.0).unsqueeze(1) * torch.logspace(0, -4, half)
     axes = None if case.axes == 1 else torch.arange(half) % 3
     norms = [halves(case.head_dim, seed=s).abs() + 0.5 for s in (3, 4)]
     layout = HeadLayout(
