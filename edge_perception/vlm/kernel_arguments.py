@@ -61,6 +61,15 @@ class Matrix(Structure):
         held = (weight.codes, weight.scales, weight.zeros, weight.bias)
         return cls(*map(address, held), *size, weight.group_size, 0)
 
+    @classmethod
+    def part(cls, weight: PackedWeight, channels: slice) -> Matrix:
+        """The structure of some channels of a weight, without its bias."""
+        held = (weight.codes, weight.scales, weight.zeros)
+        size = (channels.stop - channels.start, weight.in_features)
+        return cls(
+            *(address(tensor[channels]) for tensor in held), None, *size, weight.group_size, 0
+        )
+
 
 class Inputs(Structure):
     """linear.cu: what a weight multiplies, and where the result goes."""

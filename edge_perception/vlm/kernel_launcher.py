@@ -25,8 +25,9 @@ from edge_perception.vlm.kernel_arguments import Grid
 class GpuLauncher:
     """A ``Launcher`` for one GPU; kernels are queued, nothing synchronises.
 
-    From Hopper on a kernel may start before the one ahead of it has ended (``ptx.cuh``); in a
-    chain of short kernels, which decoding is, their starts then cost next to nothing.
+    From Hopper on a kernel of a CUDA graph may start before the one ahead of it has ended
+    (``ptx.cuh``); in a chain of short kernels, which decoding is, their starts then cost next to
+    nothing. Outside a graph the host's time a launch weighs more, and this way takes more of it.
     """
 
     def __init__(self, ordinal: int = 0) -> None:
@@ -44,7 +45,7 @@ class GpuLauncher:
             stream,
             *arguments,
             shared_bytes=shared_bytes,
-            overlapping=self._overlapping,
+            overlapping=self._overlapping and torch.cuda.is_current_stream_capturing(),
         )
 
 

@@ -1,9 +1,10 @@
 """The operators by the kernels of ``vlm/kernels``, in fp16: a step's here, a prompt's beside it.
 
-What the kernels do not take (bfloat16 scales; odd widths) goes to torch, and always the same way
-for the same weight, whatever the number of rows up to 8: rows keep their bits. More than 8 rows are
-a prompt's (``kernel_prefill.py``); their ``Span.bound`` must be first + rows. How a kernel is launched is the launcher's: on a GPU it queues, in tests it runs the same
-sources on the CPU.
+What the kernels do not take (odd widths; scales that only bfloat16 holds) goes to torch, and always
+the same way for the same weight, whatever the number of rows up to 8: rows keep their bits. More
+than 8 rows are a prompt's (``kernel_prefill.py``); their ``Span.bound`` must be first + rows. How a
+kernel is launched is the launcher's: on a GPU it queues, in tests it runs the same sources on the
+CPU.
 """
 
 from __future__ import annotations

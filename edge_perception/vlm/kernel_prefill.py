@@ -1,21 +1,21 @@
 """Products and attention of many rows, a prompt's: our W4A16 kernel, or dequantise and cuBLAS.
 
-Three ways, chosen by the number of rows. Up to ``PASS_ROWS`` the kernel of a decode step, eight rows
-a pass: each reads the weights again, and packed ones are read four times before float ones are read
-once. Many rows: arithmetic weighs most, and the library's dense product, which uses instructions
-that only Hopper has, wins although the weights are dequantised for it, a slice at a time. Between
-them `prefill.cu`, which multiplies weights as they are packed: where it pays depends on the GPU.
+Three ways, chosen by the number of rows. Up to ``PASS_ROWS`` the kernel of a decode step, eight
+rows a pass: each reads the weights again, and packed ones are read four times before float ones
+are read once. Many rows: arithmetic weighs most, and the library's dense product, which uses
+instructions that only Hopper has, wins although the weights are dequantised for it, a slice at a
+time. Between them `prefill.cu`, which multiplies weights as they are packed: where it pays depends
+on the GPU.
 
 The limits are fixed, not measured anew at every start: the same prompt then gives the same bits in
-every process. On an H100 (``docs/decoder.md``) the packed product is nowhere faster than the others.
-On Ampere's smaller GPUs writing and reading dense weights costs eight times the packed ones' bytes
-at a tenth of the bandwidth; the limit there follows from that and has not been measured.
+every process. On an H100 (``docs/decoder.md``) the packed product is nowhere faster than the other
+two. On Ampere's smaller GPUs writing and reading dense weights costs eight times the packed ones'
+bytes at a tenth of the bandwidth; the limit there follows from that and has not been measured.
 """
 
 from __future__ import annotations
 
 from ctypes import c_int, c_void_p
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -113,7 +113,7 @@ class Prefill:
         return y
 
     def _splits(self, tiles: int, steps: int) -> int:
-        """Blocks that share a tile, so that few tiles fill the chip; each has four steps or more."""
+        """Blocks that share a tile, so that few tiles fill the chip; four steps or more each."""
         if tiles > _MOST_TILES:
             return 1
         return max(1, min(self._processors // tiles, steps // 4))
@@ -133,14 +133,10 @@ class Prefill:
         channels, columns = part.stop - part.start, weight.in_features
         if self._dense.numel() < channels * columns:
             self._dense = torch.empty(channels * columns, dtype=torch.float16, device=self._device)
-        taken = replace(
-            weight, codes=weight.codes[part], scales=weight.scales[part],
-            zeros=weight.zeros[part], bias=None, input_order=None,
-        )  # fmt: skip
         dense = self._dense[: channels * columns].view(channels, columns)
         self._launcher.launch(
-            "prefill.cu", f"dequantise_w{weight.bits}", (-(-columns // (32 * _THREADS)), channels, 1),
-            _THREADS, 0, Matrix.of(taken), c_void_p(address(dense)),
+            "prefill.cu", f"dequantise_w{weight.bits}",
+            (-(-columns // (32 * _THREADS)), channels, 1), _THREADS, 0, Matrix.part(weight, part), c_void_p(address(dense)),
         )  # fmt: skip
         return dense
 
