@@ -136,7 +136,8 @@ class Prefill:
         dense = self._dense[: channels * columns].view(channels, columns)
         self._launcher.launch(
             "prefill.cu", f"dequantise_w{weight.bits}",
-            (-(-columns // (32 * _THREADS)), channels, 1), _THREADS, 0, Matrix.part(weight, part), c_void_p(address(dense)),
+            (-(-columns // (32 * _THREADS)), channels, 1), _THREADS, 0,
+            Matrix.part(weight, part), c_void_p(address(dense)),
         )  # fmt: skip
         return dense
 
