@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.lifecycle import LifecycleNode
@@ -55,8 +56,11 @@ class VlmTopics:
 
     def tell_partial(self, asked: Asked, picture: Picture, text: str) -> None:
         """Publish what has been written of an answer so far, to those who listen."""
-        if asked.is_caption or not self._partial.get_subscription_count():
-            return
+        with self._unless_ros_ends():
+            if not asked.is_caption and self._partial.get_subscription_count():
+                self._publish_partial(asked, picture, text)
+
+    def _publish_partial(self, asked: Asked, picture: Picture, text: str) -> None:
         partial = Answer(
             id=asked.request.id,
             prompt=asked.request.prompt,
@@ -71,6 +75,12 @@ class VlmTopics:
         self, asked: Asked, answer: Answer, picture: Picture | None, seen: Sequence[SeenObject]
     ) -> None:
         """Publish an answer or a caption, and for people the picture with both."""
+        with self._unless_ros_ends():
+            self._publish_answer(asked, answer, picture, seen)
+
+    def _publish_answer(
+        self, asked: Asked, answer: Answer, picture: Picture | None, seen: Sequence[SeenObject]
+    ) -> None:
         message = String(data=answer.to_json())
         if asked.is_caption:
             self._caption.publish(message)
@@ -89,8 +99,20 @@ class VlmTopics:
 
     def tell_work(self, picture: Picture, start_ns: int, end_ns: int) -> None:
         """Publish when the model was at work (``time.monotonic_ns``), to those who listen."""
-        if not self._stages.get_subscription_count():
-            return
+        with self._unless_ros_ends():
+            if self._stages.get_subscription_count():
+                self._publish_work(picture, start_ns, end_ns)
+
+    @contextmanager
+    def _unless_ros_ends(self) -> Iterator[None]:
+        """Pass over what rclpy raises when ROS is shut down under the worker's thread."""
+        try:
+            yield
+        except RuntimeError:  # RCLError, which rclpy exports nowhere
+            if self._node.context.ok():
+                raise
+
+    def _publish_work(self, picture: Picture, start_ns: int, end_ns: int) -> None:
         to_ros_ns = self._node.get_clock().now().nanoseconds - time.monotonic_ns()
         values = {"start_stamp_ns": start_ns + to_ros_ns, "end_stamp_ns": end_ns + to_ros_ns}
         status = to_status(self._node.get_name(), DiagnosticStatus.OK, "work", values)

@@ -85,9 +85,9 @@ def play(options: DemoOptions, recording: Recording, tell: Tell) -> None:
         )
         # The profiler is the last of its nodes to be configured, and creates this file then.
         await_file(options.out / run_files.PROFILER_LEDGER, _START_TIMEOUT_S, graph)
-        if options.vlm is not None:
-            started.enter_context(_asker(options, recording, environment))
         with NodeProcess("player", _player_parameters(options), player_log, environment) as player:
+            if options.vlm is not None:  # now that there is something to ask about
+                started.enter_context(_asker(options, recording, environment))
             _watch(player, graph, recording, options, tell)
         time.sleep(_LAST_COUNTERS_S)
 

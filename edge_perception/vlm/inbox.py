@@ -45,6 +45,11 @@ class Inbox:
         self._waiting.append(asked)
         return True
 
+    @property
+    def is_urgent(self) -> bool:
+        """Whether one that waits has a deadline."""
+        return any(asked.request.deadline_ms is not None for asked in self._waiting)
+
     def take(self) -> Asked | None:
         """The request that has waited longest, or None."""
         return self._waiting.popleft() if self._waiting else None

@@ -2,8 +2,9 @@
 
 Answering takes seconds, and a prompt must be heard, cancelled or refused meanwhile, so it has a
 thread of its own beside the node's. What passes between the two passes here, under one lock:
-prompts and cancels one way, pictures on demand, answers the other way by ``Outlet``. A prompt ends
-a caption that is being written: somebody waits for the one, and the other will come again.
+prompts and cancels one way, pictures on demand, answers the other way by ``Outlet``. A prompt with
+a deadline ends a caption that is being written: somebody waits for the one, and the other will come
+again. A prompt without one waits its turn, or captions would never be finished where many ask.
 """
 
 from __future__ import annotations
@@ -240,7 +241,7 @@ class Worker:
         return self.answerer.tell(asked, None, "error", error=error)
 
     def _why_stop(self, asked: Asked) -> str:
-        preempted = asked.is_caption and len(self._inbox) > 0
+        preempted = asked.is_caption and self._inbox.is_urgent
         return "cancelled" if asked.cancelled or self._stopping or preempted else ""
 
     def _tell(self, asked: Asked, answer: Answer, picture: Picture | None) -> None:

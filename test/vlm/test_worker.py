@@ -178,17 +178,29 @@ def test_unknown_id_cancels_nothing(make_desk) -> None:
     assert desk.answer_to("a").finish_reason == "end"
 
 
-def test_prompt_ends_a_caption(make_desk) -> None:
+def test_prompt_with_a_deadline_ends_a_caption(make_desk) -> None:
     gate = Gate(at_token=2)
     desk = make_desk(FakeModel(on_token=gate), captions="rate", caption_rate_hz=0.01)
     desk.worker.captions_wanted = True
     desk.worker.wake()
     assert gate.reached.wait(PATIENCE_S)
-    ask(desk, "now")
+    ask(desk, "now", deadline_ms=3_600_000)
     gate.opened.set()
     assert desk.answer_to("now").text == "1"
     assert desk.captions == []
     assert desk.worker.counts["captions_cancelled"] == 1
+
+
+def test_prompt_without_a_deadline_lets_a_caption_be_finished(make_desk) -> None:
+    gate = Gate(at_token=2)
+    desk = make_desk(FakeModel(on_token=gate), captions="rate", caption_rate_hz=0.01)
+    desk.worker.captions_wanted = True
+    desk.worker.wake()
+    assert gate.reached.wait(PATIENCE_S)
+    ask(desk, "later")
+    gate.opened.set()
+    assert desk.answer_to("later").text == "1"
+    assert [caption.text for caption in desk.captions] == ["this is frame 1"]
 
 
 def test_caption_comes_when_the_view_changes(make_desk) -> None:
