@@ -25,7 +25,7 @@ import numpy as np
 from edge_perception.core.answers import Answer, Request
 from edge_perception.core.image import UInt8Array
 from edge_perception.core.latency import LatencySummary
-from edge_perception.core.machine import describe_code, describe_machine, utc_now
+from edge_perception.core.machine import describe_code, describe_machine, describe_state, utc_now
 from edge_perception.embedded import carried_file, demo_vlm_manifest
 from edge_perception.replay import messages
 from edge_perception.replay.messages import LabelledBoxes
@@ -81,8 +81,9 @@ def _frames(bag: str, topic: str, truths: Any) -> Iterator[Shown]:
 class Exam:
     """Asks a model questions about frames, and judges what it says."""
 
-    def __init__(self, model: Any, frames: Sequence[Shown]) -> None:
+    def __init__(self, model: Any, frames: Sequence[Shown], *, judges: bool) -> None:
         self._model = model
+        self._judges = judges
         self._frames = frames
         self._questions = bag_questions(frame.boxes for frame in frames)
         self._truths = {frame.stamp_ns: frame.boxes for frame in frames}
@@ -99,6 +100,8 @@ class Exam:
 
     def rights(self, answers: Sequence[Answer]) -> list[bool | None]:
         """Whether each answer is right; None where there is no truth to insist on."""
+        if not self._judges:
+            return [None] * len(answers)
         return [each.right for each in judge(answers, self._questions, self._truths)]
 
     def measure_deadlines(self, prompts: int) -> dict[str, Any]:
@@ -183,13 +186,17 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="default: the embedded one")
     parser.add_argument("--bag", help="default: the demo bag")
     parser.add_argument("--prompts", type=int, default=PROMPTS)
+    parser.add_argument("--asked", type=int, default=_ASKED, help="questions a scene of the cache")
+    parser.add_argument(
+        "--untrained", action="store_true", help="random weights: nothing is said of right answers"
+    )
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     path = arguments.model or demo_vlm_manifest()
     model = open_model(ModelChoice(path, threads=arguments.threads))
     frames = read_frames(arguments.bag or str(carried_file("demo/demo.mcap")))
-    exam = Exam(model, frames)
+    exam = Exam(model, frames, judges=not arguments.untrained)
     result: dict[str, Any] = {
         "machine": describe_machine(),
         "date": utc_now(),
@@ -197,9 +204,11 @@ def main() -> None:
         "model": model.name,
         "backend": model.backend,
         "threads": arguments.threads,
+        "weights": "random" if arguments.untrained else "trained",
+        "load_1min": describe_state()["load_1min"],
     }
     for scene in ("still, noisy", "moving"):
-        result.setdefault("cache", {})[scene] = exam.measure_cache(scene, _ASKED)
+        result.setdefault("cache", {})[scene] = exam.measure_cache(scene, arguments.asked)
         print(scene, json.dumps(result["cache"][scene]), flush=True)
     result["deadlines"] = exam.measure_deadlines(arguments.prompts)
     print(json.dumps(result["deadlines"], indent=1))
