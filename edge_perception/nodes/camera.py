@@ -249,19 +249,7 @@ class CameraNode(ManagedNode):
             stamp_ns = to_nanoseconds(header.stamp)
             self._judge_stamp(stamp_ns, receive_stamp_ns)
             self._count_missing(stamp_ns, information)
-
-            def describe(image_format: ImageFormat) -> FrameInfo:
-                return FrameInfo(
-                    sequence=self._sequence + 1,
-                    stamp_ns=stamp_ns,
-                    frame_id=header.frame_id,
-                    format=image_format,
-                    receive_ns=receive_ns,
-                    receive_stamp_ns=receive_stamp_ns,
-                    decoded_ns=time.monotonic_ns(),
-                )
-
-            info = write(ring, describe)
+            info = write(ring, partial(self._describe, header, receive_ns, receive_stamp_ns))
             self._sequence += 1
         except EdgePerceptionError as error:
             self.demand.fail(waiting)
@@ -274,6 +262,20 @@ class CameraNode(ManagedNode):
             self.demand.fail(waiting)
         else:
             self._tell_readers(info)
+
+    def _describe(
+        self, header: Header, receive_ns: int, receive_stamp_ns: int, image_format: ImageFormat
+    ) -> FrameInfo:
+        """Make the facts of the next frame, complete now."""
+        return FrameInfo(
+            sequence=self._sequence + 1,
+            stamp_ns=to_nanoseconds(header.stamp),
+            frame_id=header.frame_id,
+            format=image_format,
+            receive_ns=receive_ns,
+            receive_stamp_ns=receive_stamp_ns,
+            decoded_ns=time.monotonic_ns(),
+        )
 
     def _write_raw(self, message: Image, ring: FrameRing, describe: Describe) -> FrameInfo | None:
         pixels, image_format = _view_raw(message, self._max_image_bytes)
