@@ -66,4 +66,18 @@ def print_report(console: Console, report: Mapping[str, Any], out: Path) -> None
     console.print(
         f"accuracy: mAP 50-95 {number(accuracy['map50_95'], 3)} on {accuracy['images']} frames"
     )
+    if "vlm" in report:
+        console.print(_vlm_line(report["vlm"]))
     console.print(f"report: {out / 'report.html'}", highlight=False)
+
+
+def _vlm_line(vlm: Mapping[str, Any]) -> str:
+    """What was said, and how much of it was right, in a line."""
+    from edge_perception.replay.page import number
+
+    accuracy = vlm["accuracy"]
+    right = None if accuracy["right"] is None else 100 * accuracy["right"]
+    return (
+        f"vlm: {vlm['captions']} captions, {vlm['answers']} answers, {number(right)}% right of"
+        f" {accuracy['judged']} judged, first token {number(vlm['ttft_ms']['p50'])} ms"
+    )

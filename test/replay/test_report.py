@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_perception.cli.report import _vlm_line
 from edge_perception.core.answers import Answer
 from edge_perception.errors import BagError
 from edge_perception.replay import pictures
@@ -281,6 +282,8 @@ def test_report_tells_what_was_said_and_whether_it_was_right(tmp_path: Path) -> 
     assert told["accuracy"]["judged"] == 3
     assert told["accuracy"]["by_kind"]["presence"] == {"judged": 2, "right": 0.5}
     assert told["ttft_ms"]["p50"] == 50.0
+    line = _vlm_line(told)
+    assert "1 captions, 3 answers, 33.3% right of 3 judged, first token 50.0 ms" in line
     page = (tmp_path / "report.html").read_text()
     assert "How many mugs are there? 3 (wrong: 1)" in page
     assert "A mug." in page
