@@ -16,12 +16,10 @@ from torch import Tensor
 
 from edge_perception.errors import CheckpointError
 from edge_perception.vlm.packed_linear import PackedWeight
+from edge_perception.vlm.rounded_inputs import HIGHEST, LEAST_REACH
 
 if TYPE_CHECKING:
     from edge_perception.vlm.weights import DecoderWeights, LayerWeights
-
-_LEAST = 1e-5
-_HIGHEST = 127
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def is_w8a8(weight: object) -> bool:
 def quantise_rows(inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Codes int8 [T, K] and scales float32 [T, 1] of ``inputs`` [T, K]: largest magnitude / 127."""
     wide = inputs.to(torch.float32)
-    scales = wide.abs().amax(dim=-1, keepdim=True).clamp(min=_LEAST) / _HIGHEST
+    scales = wide.abs().amax(dim=-1, keepdim=True).clamp(min=LEAST_REACH) / HIGHEST
     return torch.round(wide / scales).to(torch.int8), scales
 
 
