@@ -79,7 +79,9 @@ def ours(arguments: argparse.Namespace) -> None:
         for method in OUR_METHODS:
             recipe = recipe_for(method, WeightFormat(bits, GROUP_SIZE))
             out = arguments.work / "checkpoints" / f"ours-{method}-b{bits}"
-            job = Job(arguments.work / "float", out, recipe, layout, arguments.device, "float16")
+            # Half precision is slow on a CPU; the other tools compute in float32 there too.
+            dtype = "float32" if arguments.device == "cpu" else "float16"
+            job = Job(arguments.work / "float", out, recipe, layout, arguments.device, dtype)
             start = time.perf_counter()
             run_job(job, batches if recipe.needs_calibration else [], restart=True)
             note = {
