@@ -228,7 +228,7 @@ CASES = [
     Case("several chunks, the last one empty", first=300, capacity=700, head_dim=32),
     Case("Qwen2-7B: seven query heads share keys", query_heads=7, head_dim=16),
     Case("two groups of three", query_heads=6, kv_heads=2, head_dim=16, rows=3),
-    Case("more chunks than are joined at a time", first=1200, capacity=1300, head_dim=16, rows=1),
+    Case("many chunks", first=1200, capacity=1300, head_dim=16, rows=1),
     Case("a window that leaves a chunk unseen", window=20, first=290, capacity=400, head_dim=32),
     Case("INT8", kv_format="int8", query_heads=4, kv_heads=2, head_dim=32, rows=3),
     Case("INT8 over chunks", kv_format="int8", first=300, capacity=400, head_dim=32),

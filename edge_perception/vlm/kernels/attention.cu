@@ -28,7 +28,6 @@ constexpr int kHeads = 8;    // query heads that share a key-value head, at most
 constexpr int kRows = 8;     // new tokens, at most
 constexpr int kMaxHead = 256;  // channels of a head, at most
 constexpr int kBlock = 64;   // channels of one product with the values
-constexpr int kJoined = 8;    // chunks joined at a time
 constexpr float kNothing = -1e30f;  // a maximum over no slots; finite, so that differences are
 
 // Mirrored field by field by whoever launches.
@@ -285,28 +284,13 @@ __device__ __forceinline__ void join_chunks(const Heads& heads, const Workspace&
     const float* stats = work.stats + head * gridDim.y * 2;
     const float* values = work.values + head * gridDim.y * channels + i % channels;
     float most = kNothing, sum = 0.0f, total = 0.0f;
-    for (int first = from; first <= to; first += kJoined) {
-      float peak[kJoined], mass[kJoined], value[kJoined];  // all asked for before one is used
-#pragma unroll
-      for (int j = 0; j < kJoined; ++j) {
-        const int c = min(first + j, to);
-        peak[j] = __ldcg(stats + 2 * c);
-        mass[j] = __ldcg(stats + 2 * c + 1);
-        value[j] = __ldcg(values + (long long)c * channels);
-      }
-      const float before = most;
-#pragma unroll
-      for (int j = 0; j < kJoined; ++j) most = fmaxf(most, peak[j]);
-      const float kept = __expf(before - most);
-      sum *= kept;
-      total *= kept;
-#pragma unroll
-      for (int j = 0; j < kJoined; ++j) {
-        if (first + j > to) break;
-        const float weight = __expf(peak[j] - most);
-        sum += mass[j] * weight;
-        total += value[j] * weight;
-      }
+#pragma unroll 8
+    for (int c = from; c <= to; ++c) most = fmaxf(most, __ldcg(stats + 2 * c));
+#pragma unroll 8
+    for (int c = from; c <= to; ++c) {
+      const float weight = __expf(__ldcg(stats + 2 * c) - most);
+      sum += __ldcg(stats + 2 * c + 1) * weight;
+      total += __ldcg(values + (long long)c * channels) * weight;
     }
     out[head * channels + i % channels] = to_half(total / sum);
   }

@@ -32,28 +32,12 @@ constexpr int kAhead = 4;      // tiles a warp has on their way
 constexpr int kHeld = 2;       // octets of the norm's weight that a thread holds: 4096 columns
 constexpr int kPadding = 8;    // halves between normed rows: they lie in different banks
 
-// A lane's columns of x for a tile; a warp loads those of its next tile before it needs them.
-template <int kBits> struct Fragment { Bytes16 octets[kLaneColumns<kBits> / 8]; };
-
-template <int kBits>
-__device__ __forceinline__ Fragment<kBits> load_fragment(const half_bits* x, int column,
-                                                         int columns) {
-  Fragment<kBits> fragment = {};
-  if (column < columns)
-#pragma unroll
-    for (int i = 0; i < kLaneColumns<kBits> / 8; ++i)
-      fragment.octets[i] = *(const Bytes16*)(x + column + 8 * i);
-  return fragment;
-}
-
 // 16 channels by a tile's columns, into a warp's sums; two chains of products, to wait less.
-template <int kBits, bool kWholeTiles, bool kSigned>
-__device__ __forceinline__ void add_tile(float (&sums)[4], Tile tile, const Fragment<kBits>& x) {
+template <int kBits, bool kWholeTiles>
+__device__ __forceinline__ void add_tile(float (&sums)[4], const Tile& tile,
+                                         const Bytes16 (&x)[kLaneColumns<kBits> / 8]) {
   constexpr bool kOffset = kWholeTiles && kBits != 16;
   constexpr unsigned kMinus = 0x80008000u;
-  if (kSigned)
-    for (int half = 0; half < 2; ++half)
-      for (unsigned& word : tile.codes[half].word) word ^= 0x80808080u;  // code + 128
   float chain[2][4] = {};
   const unsigned offset[4] = {
       offset_at<kBits>(tile.zero[0], 0, kMinus), offset_at<kBits>(tile.zero[1], 0, kMinus),
@@ -64,8 +48,7 @@ __device__ __forceinline__ void add_tile(float (&sums)[4], Tile tile, const Frag
                            weight_pair<kBits, kWholeTiles>(tile, 1, 2 * i),
                            weight_pair<kBits, kWholeTiles>(tile, 0, 2 * i + 1),
                            weight_pair<kBits, kWholeTiles>(tile, 1, 2 * i + 1)};
-    const unsigned b[2] = {x.octets[i / 2].word[i % 2 * 2],
-                           x.octets[i / 2].word[i % 2 * 2 + 1]};
+    const unsigned b[2] = {x[i / 2].word[i % 2 * 2], x[i / 2].word[i % 2 * 2 + 1]};
     multiply_tiles(chain[i % 2], a, b);
     if (kOffset) multiply_tiles(chain[i % 2], offset, b);
   }
@@ -194,20 +177,25 @@ __device__ __forceinline__ void multiply(const Matrix& w, const Inputs& in) {
   }
 
   float sums[kParts][4] = {};
-  Fragment<kBits> ready = load_fragment<kBits>(x, begin + own, w.columns);
   for (int start = begin; start < w.columns; start += kTurns * kTurn) {
 #pragma unroll
     for (int n = 0; n < kTurns; ++n) {
       const int column = start + n * kTurn + own;
       if (column - own >= w.columns) break;
-      const Fragment<kBits> next = load_fragment<kBits>(x, column + kTurn, w.columns);
+      Bytes16 values[kLaneColumns<kBits> / 8];
+#pragma unroll
+      for (int i = 0; i < kLaneColumns<kBits> / 8; ++i)
+        values[i] = column < w.columns ? *(const Bytes16*)(x + column + 8 * i) : Bytes16{};
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
-        add_tile<kBits, kWholeTiles, kSigned>(sums[part], tiles[n][part], ready);
+        Tile tile = tiles[n][part];
+        if (kSigned)
+          for (int half = 0; half < 2; ++half)
+            for (unsigned& word : tile.codes[half].word) word ^= 0x80808080u;  // code + 128
+        add_tile<kBits, kWholeTiles>(sums[part], tile, values);
         load_tile<kBits, kSigned>(tiles[n][part], w, from[part], column + kTurns * kTurn,
                                   per_group);
       }
-      ready = next;
     }
   }
 
@@ -232,14 +220,12 @@ __device__ __forceinline__ void multiply(const Matrix& w, const Inputs& in) {
   }
 }
 
-#define SPLIT(bits, whole_tiles, is_signed, split, name)                               \
-  extern "C" __global__ void __launch_bounds__(kThreads, 2) linear_##name(             \
-      Matrix w, Inputs in) {                                                           \
-    multiply<bits, whole_tiles, is_signed, false, split>(w, in);                       \
-  }                                                                                    \
-  extern "C" __global__ void __launch_bounds__(kThreads, 2) gate_up_##name(            \
-      Matrix w, Inputs in) {                                                           \
-    multiply<bits, whole_tiles, is_signed, true, split>(w, in);                        \
+#define SPLIT(bits, whole_tiles, is_signed, split, name)                                       \
+  extern "C" __global__ void __launch_bounds__(kThreads) linear_##name(Matrix w, Inputs in) {  \
+    multiply<bits, whole_tiles, is_signed, false, split>(w, in);                               \
+  }                                                                                            \
+  extern "C" __global__ void __launch_bounds__(kThreads) gate_up_##name(Matrix w, Inputs in) { \
+    multiply<bits, whole_tiles, is_signed, true, split>(w, in);                                \
   }
 
 SPLIT(4, true, false, 8, w4_8)  // groups of 128 and their multiples
