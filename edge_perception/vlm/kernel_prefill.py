@@ -8,8 +8,8 @@ time. Between them `prefill.cu`, which multiplies weights as they are packed: wh
 on the GPU.
 
 The limits are fixed, not measured anew at every start: the same prompt then gives the same bits in
-every process. On an H100 (``docs/decoder.md``) the packed product is nowhere faster than the other
-two. On Ampere's smaller GPUs writing and reading dense weights costs eight times the packed ones'
+every process. Over a layer the packed product is nowhere faster on an H100 (``docs/decoder.md``).
+On Ampere's smaller GPUs writing and reading dense weights costs eight times the packed ones'
 bytes at a tenth of the bandwidth; the limit there follows from that and has not been measured.
 """
 
@@ -122,7 +122,8 @@ class Prefill:
         if isinstance(weight, FloatWeight):
             return functional.linear(inputs, weight.values, weight.bias)
         y = torch.empty(len(inputs), weight.out_features, dtype=torch.float16, device=self._device)
-        channels = max(1, SLICE_BYTES // (2 * weight.in_features))
+        # Whole blocks, so that every slice begins where the library's products want it aligned.
+        channels = max(1, SLICE_BYTES // (2 * weight.in_features * _BLOCK)) * _BLOCK
         for start in range(0, weight.out_features, channels):
             part = slice(start, min(start + channels, weight.out_features))
             torch.mm(inputs, self._dequantise(weight, part).T, out=y[:, part])

@@ -8,11 +8,13 @@
 // as among seven others: what verifying drafts relies on.
 //
 // A block makes 16, 32 or 64 channels of y: 8, 4 or 2 of its 8 warps split K among them, a tile at a
-// time, in turns, and add up in a fixed order. The more channels, the longer a block streams and the
-// less its beginning and end weigh; how many is chosen by the matrix's size alone. Of a tile a lane holds 16 bytes of codes of two channels: 32 neighbouring
-// k of 4 bits. The product's own order of k differs from that of memory, in W and x alike, and a
-// sum does not mind. Each warp keeps four tiles on their way. The first ones are asked for before
-// the kernel waits for its inputs: they come while the kernel before it ends.
+// time, in turns, and add up in a fixed order. The more channels, the longer a block streams and
+// the less its beginning and end weigh; how many is chosen by the sizes of matrix and chip alone.
+//
+// Of a tile a lane holds 16 bytes of codes of two channels: 32 neighbouring k of 4 bits. The
+// product's own order of k differs from that of memory, in W and x alike, and a sum does not mind.
+// Each warp keeps four tiles on their way. The first ones are asked for before the kernel waits for
+// its inputs: they come while the kernel before it ends.
 //
 // Codes become fp16 by setting the exponent above them: 1024 + code, or 64 + code where the code
 // stands four bits higher. Taking that offset and the zero point off each weight would cost more
