@@ -294,11 +294,14 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         return next(self._feeds, None)
 
 
+_LAYERS = ["Conv", "MatMul", "Gemm"]  # all else, the concat of boxes and scores too, stays float
 _ONNXRUNTIME: Mapping[str, Mapping[str, Any]] = {
     "defaults": {},
     "as TensorRT needs, minmax": {"method": CalibrationMethod.MinMax},
     "as TensorRT needs, percentile": {"method": CalibrationMethod.Percentile},
     "as TensorRT needs, entropy": {"method": CalibrationMethod.Entropy},
+    "layers alone, minmax": {"method": CalibrationMethod.MinMax, "operators": _LAYERS},
+    "layers alone, percentile": {"method": CalibrationMethod.Percentile, "operators": _LAYERS},
 }
 
 
@@ -338,6 +341,7 @@ def _onnxruntime(
             "weight_type": QuantType.QInt8,
             "calibrate_method": choice["method"],
             "nodes_to_exclude": list(left_float),
+            "op_types_to_quantize": choice.get("operators"),
             "extra_options": {
                 "ActivationSymmetric": True,
                 "WeightSymmetric": True,
