@@ -170,7 +170,7 @@ class Answerer:
         if plan.max_tokens < 1:
             return self.tell(asked, picture, "deadline")
         look = self._look(pixels, plan.side_px, asked.request.region)
-        if reason := should_stop():
+        if reason := should_stop() or self._too_late_to_begin(asked, look.side_px):
             return self.tell(asked, picture, reason, image_side_px=look.side_px)
         question = Question(asked.request.prompt, self.settings.system_prompt)
         source = self.model.begin(look.features, question, self.settings.sampling)
@@ -245,6 +245,12 @@ class Answerer:
         if request.schema is not None:
             return constrain_to_schema(self.model.vocabulary, request.schema)
         return None
+
+    def _too_late_to_begin(self, asked: Asked, side_px: int) -> str:
+        """Tell whether encoding took so long that the first token would come too late."""
+        left_ms = asked.left_ms(time.monotonic_ns())
+        first_ms = self.pace.first_token_ms(side_px, encoded=True)
+        return "deadline" if left_ms is not None and left_ms < first_ms + TELLING_MS else ""
 
     def _late(self, asked: Asked) -> str:
         """Tell whether one token more would come too late."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_QUANTILE = 0.95
+_QUANTILE = 0.98
 _STEP = 0.05
 
 

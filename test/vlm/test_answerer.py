@@ -112,6 +112,23 @@ def test_deadline_that_nears_ends_the_writing() -> None:
     assert (answer.finish_reason, answer.text) == ("deadline", "this")
 
 
+def test_encoding_that_takes_too_long_is_told_before_the_deadline_passes() -> None:
+    model = FakeModel()
+    made = answerer(model)
+    made.pace.add_encoding(224, 1)
+    made.pace.add_answer(224, 60_000, 1)
+    asked = ask(deadline_ms=120_000)
+    encode = model.encode_image
+
+    def slow(*given):
+        asked.arrived_ns -= 100_000 * 10**6  # a hundred seconds pass
+        return encode(*given)
+
+    model.encode_image = slow
+    answer = made.answer(asked, picture(2))
+    assert (answer.finish_reason, answer.text, answer.image_side_px) == ("deadline", "", 224)
+
+
 def test_deadline_that_allows_no_token_is_answered_at_once() -> None:
     made = answerer()
     made.pace.add_encoding(112, 60_000)
