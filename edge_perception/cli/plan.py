@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,9 @@ def _efficiency(
     if decode is not None and prefill is not None:
         return Efficiency(decode, prefill)
     published = load_efficiency(device, weights.precision)
-    return Efficiency(decode or published.decode, prefill or published.prefill)
+    return replace(
+        published, decode=decode or published.decode, prefill=prefill or published.prefill
+    )
 
 
 def _ring(frame: str, slots: int) -> FrameRing:

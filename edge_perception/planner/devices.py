@@ -14,6 +14,9 @@ from edge_perception.errors import ConfigError
 
 GIB = 2**30
 
+KERNEL_GAP_US = 1.3
+"""What a kernel costs beyond its work inside a CUDA graph (published by NVIDIA's users)."""
+
 
 @dataclass(frozen=True)
 class DeviceProfile:
@@ -72,10 +75,14 @@ class Share:
 
 @dataclass(frozen=True)
 class Efficiency:
-    """What is reached of peak bandwidth in decode and of peak throughput in prefill."""
+    """What is reached of peak bandwidth in decode and of peak throughput in prefill.
+
+    ``kernel_gap_us`` is what each kernel of a step costs beyond that.
+    """
 
     decode: Share
     prefill: Share
+    kernel_gap_us: float = KERNEL_GAP_US
 
 
 def device_names() -> list[str]:
@@ -127,7 +134,8 @@ def load_efficiency(device: DeviceProfile, precision: str) -> Efficiency:
             expected=" or ".join(map(str, table)),
             mend="Give --decode-efficiency and --prefill-efficiency.",
         )
-    return Efficiency(Share(**row["decode"][precision]), Share(**row["prefill"]))
+    decode, prefill = Share(**row["decode"][precision]), Share(**row["prefill"])
+    return Efficiency(decode, prefill, float(row.get("kernel_gap_us", KERNEL_GAP_US)))
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:

@@ -20,12 +20,9 @@ KERNELS_PER_LAYER = 5
 KERNELS_OUTSIDE = 6
 """Embedding, positions, head, sampling, the token and the length for the next step."""
 
-KERNEL_GAP_US = 1.3
-"""What a kernel costs beyond its work inside a CUDA graph (published by NVIDIA's users)."""
-
 DECODE_FORMULA = (
     "ms/token = (weight bytes + KV bytes) / (bandwidth x decode share)"
-    f" + ({KERNELS_PER_LAYER} x layers + {KERNELS_OUTSIDE}) x {KERNEL_GAP_US} us"
+    f" + ({KERNELS_PER_LAYER} x layers + {KERNELS_OUTSIDE}) x kernel gap"
 )
 PREFILL_FORMULA = (
     "TTFT = max(operations / (FP16 throughput x prefill share),"
@@ -60,7 +57,7 @@ def predict(
     reached = device.bandwidth_gb_s * 1e9 * efficiency.decode.share
     weight_bytes = bytes_read_per_token(shape, weights, head)
     decode_bytes = weight_bytes + kv_bytes_read(shape, kv_format, context)
-    launches = launches_ms(shape)
+    launches = launches_ms(shape, efficiency.kernel_gap_us)
     operations = prefill_operations(shape, prompt_tokens)
     computing = operations / (device.fp16_dense_tflops * 1e12 * efficiency.prefill.share)
     return Prediction(
@@ -71,9 +68,9 @@ def predict(
     )
 
 
-def launches_ms(shape: LanguageModelShape) -> float:
+def launches_ms(shape: LanguageModelShape, kernel_gap_us: float) -> float:
     """What the kernels of a step cost beyond their work."""
-    return (KERNELS_PER_LAYER * shape.layers + KERNELS_OUTSIDE) * KERNEL_GAP_US / 1e3
+    return (KERNELS_PER_LAYER * shape.layers + KERNELS_OUTSIDE) * kernel_gap_us / 1e3
 
 
 def prefill_operations(shape: LanguageModelShape, tokens: int) -> int:

@@ -211,4 +211,5 @@ def format_plan(plan: Plan) -> str:
 
 def _shares(efficiency: Efficiency) -> list[str]:
     rows = (("decode", efficiency.decode), ("prefill", efficiency.prefill))
-    return [f"  {name} share {share.share:g}: {share.source}" for name, share in rows]
+    shares = [f"  {name} share {share.share:g}: {share.source}" for name, share in rows]
+    return [*shares, f"  kernel gap {efficiency.kernel_gap_us:g} us"]

@@ -6,8 +6,8 @@ import pytest
 from edge_perception.cli import main
 from edge_perception.embedded import demo_manifest
 from edge_perception.errors import ConfigError, ManifestError
-from edge_perception.planner.devices import load_device, load_efficiency
-from edge_perception.planner.latency import KERNEL_GAP_US, prefill_operations
+from edge_perception.planner.devices import KERNEL_GAP_US, load_device, load_efficiency
+from edge_perception.planner.latency import prefill_operations
 from edge_perception.planner.memory import SCHEMES
 from edge_perception.planner.models import load_planned_model
 from edge_perception.planner.plan import (
