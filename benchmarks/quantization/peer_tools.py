@@ -61,7 +61,8 @@ def llm_compressor(
     from llmcompressor import oneshot
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    model = AutoModelForCausalLM.from_pretrained(work / "float", dtype=torch.float16)
+    dtype = torch.float16 if torch.cuda.is_available() else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(work / "float", dtype=dtype)
     tokens = torch.tensor(calibration_windows(work))
     batches = [
         {"input_ids": part, "attention_mask": torch.ones_like(part)} for part in tokens.split(32)
