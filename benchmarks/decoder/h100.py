@@ -122,8 +122,6 @@ class Bench:
 
     def time_decode(self, weights: DecoderWeights, kv_format: str = "float") -> dict[str, Any]:
         """Milliseconds a step at each context, the bytes that it reads, and what memory holds."""
-        torch.cuda.empty_cache()
-        before = torch.cuda.mem_get_info()[0]
         with self.captured(weights, kv_format=kv_format) as (decoder, graphs):
             times = {}
             for context in CONTEXTS:
@@ -136,11 +134,7 @@ class Bench:
             return {
                 "ms": times,
                 "bytes": {str(c): weights.bytes_per_token + c * slot_bytes for c in CONTEXTS},
-                "memory": {
-                    "weights": weights.nbytes,
-                    "kv_cache": decoder.cache.nbytes,
-                    "beside_weights": before - torch.cuda.mem_get_info()[0],
-                },
+                "memory": {"weights": weights.nbytes, "kv_cache": decoder.cache.nbytes},
             }
 
     def time_segments(self, weights: DecoderWeights, segments: int) -> dict[str, Any]:
