@@ -12,9 +12,9 @@ from tiny_decoders import pack_model, round_to_grid, tiny_model
 
 from edge_perception.vlm import kernel_operators
 from edge_perception.vlm.decoder import Decoder
+from edge_perception.vlm.int8_linear import Int8Weight, int8_linear
 from edge_perception.vlm.kernel_launcher import GpuLauncher
 from edge_perception.vlm.kernel_operators import KernelOperators
-from edge_perception.vlm.int8_linear import Int8Weight, int8_linear
 from edge_perception.vlm.kv_cache import FloatKvLayer, Int8KvLayer, quantise_vectors
 from edge_perception.vlm.language_model import Prompt
 from edge_perception.vlm.operators import HeadLayout, RotaryTable, Span
