@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
-pytest.importorskip("tokenizers")
+tokenizers = pytest.importorskip("tokenizers")
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the recipe is not installed
 
 import numpy as np
+from PIL import Image
 
-from edge_perception.world.sight import SeenObject, Sight
 from training.vlm.batch import (
     Placement,
     answer_places,
@@ -25,7 +27,7 @@ from training.vlm.batch import (
     place_images,
 )
 from training.vlm.exam import Asked, right_answers
-from training.vlm.examples import MAX_OBJECTS, Examples, object_table, text_tensors
+from training.vlm.examples import Examples, load_examples
 from training.vlm.model import (
     Learner,
     ModelSize,
@@ -34,8 +36,10 @@ from training.vlm.model import (
     read_turns,
     smaller_sides,
 )
-from training.vlm.texts import TURN_KINDS, drawing_weights, text_arrays, texts_of
-from training.vlm.tokens import ASSISTANT_ID, END_ID, PAD_ID, encode_turns, train_tokenizer
+from training.vlm.prepare import prepare
+from training.vlm.texts import TURN_KINDS, drawing_weights
+from training.vlm.tokens import ASSISTANT_ID, END_ID, PAD_ID, encode_turns
+from training.vlm.train import Recipe, Trainer, save_learner
 
 SMALL = ModelSize(
     image_px=160, vision_width=64, vision_layers=1, text_width=64, text_layers=1, text_hidden=64,
@@ -47,37 +51,47 @@ IDENTITY = Placement(
 )  # fmt: skip
 
 
-def seen(name: str, x: float, colour: str | None = None, distance: float = 2.0) -> SeenObject:
-    box = (x - 40, 200.0, x + 40, 280.0)
-    return SeenObject(name, colour, box, 1.0, 6400, (0.0, 0.0, distance))
-
-
-SIGHT = Sight(
-    "aisle", True, (seen("cup", 100, "red", 1.0), seen("box", 500, "blue"), seen("ball", 320))
-)
+# Three objects: a red cup on the left, a blue box on the right, a ball in the middle.
+OBJECTS = (("cup", 2, 100, "red", 1.0), ("box", 5, 500, "blue", 2.0), ("ball", 6, 320, None, 2.0))
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    turns, _, captions = texts_of([SIGHT, SIGHT.mirrored()] * 10, seed=0)
-    return train_tokenizer(
-        text for rows in (turns, captions) for row in rows for pair in row for text in pair
-    )
+def prepared(tmp_path_factory) -> Path:
+    """A data set of one picture, its left half of 200 and its right half of 50, prepared."""
+    data = tmp_path_factory.mktemp("data")
+    for part in ("images", "masks", "scenes"):
+        (data / part).mkdir()
+    picture = np.full((480, 640, 3), 50, np.uint8)
+    picture[:, :320] = 200
+    mask = np.zeros((120, 160), np.uint8)
+    annotations = []
+    for instance, (_, category, x, colour, distance) in enumerate(OBJECTS, start=11):
+        mask[50:70, (x - 40) // 4 : (x + 40) // 4] = instance
+        annotations.append(
+            {"category_id": category, "bbox": [x - 40, 200, 80, 80], "occlusion": 0.0,
+             "area": 6400, "instance_id": instance, "colour": colour,
+             "position_m": [0.0, 0.0, distance]}
+        )  # fmt: skip
+    Image.fromarray(picture).save(data / "images" / "a_00.png")
+    (data / "images" / "a_00.png").rename(data / "images" / "a_00.jpg")  # exact, whatever its name
+    Image.fromarray(mask).save(data / "masks" / "a_00.png")
+    record = {"file_name": "a_00.jpg", "layout": "aisle", "way_free": True,
+              "annotations": annotations}  # fmt: skip
+    (data / "scenes" / "1.json").write_text(json.dumps([record]))
+    (data / "plan.json").write_text(json.dumps({"frames": 1, "views_per_scene": 4}))
+    out = tmp_path_factory.mktemp("prepared")
+    assert prepare(data, out, side=160, workers=1) == 1
+    return out
 
 
 @pytest.fixture(scope="module")
-def examples(tokenizer) -> Examples:
-    """One picture: a left half of 200 and a right half of 50, three objects, their masks."""
-    images = torch.full((1, 160, 160, 3), 50, dtype=torch.uint8)
-    images[:, :, :80] = 200
-    masks = torch.zeros(1, 120, 160, dtype=torch.uint8)
-    for row, thing in enumerate(SIGHT.objects):
-        x1, y1, x2, y2 = (int(edge / 4) for edge in thing.box_xyxy)
-        masks[0, y1:y2, x1:x2] = row + 1
-    texts = text_arrays([SIGHT], tokenizer, seed=0, workers=1)
-    table = object_table([SIGHT])
-    assert table.shape == (1, MAX_OBJECTS, 5)
-    return Examples(images, masks, table, **text_tensors(texts))
+def tokenizer(prepared):
+    return tokenizers.Tokenizer.from_file(str(prepared / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def examples(prepared) -> Examples:
+    return load_examples(prepared, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -186,8 +200,6 @@ def test_smaller_sides_are_whole_squares_of_patches():
 
 
 def test_exam_counts_an_answer_only_with_all_its_tokens(learner, tokenizer, tmp_path, monkeypatch):
-    from PIL import Image
-
     (tmp_path / "images").mkdir()
     Image.fromarray(np.zeros((480, 640, 3), np.uint8)).save(tmp_path / "images" / "a.jpg")
     asked = [Asked("a.jpg", "way", "Is the way free?", answer) for answer in ("yes", "no")]
@@ -220,3 +232,30 @@ def test_answers_are_drawn_alike_whatever_their_number():
     weights = drawing_weights(keys)
     assert sum(weights[0][:3]) == pytest.approx(weights[0][3])
     assert sum(weights[0]) == pytest.approx(sum(weights[1]))
+
+
+def test_masks_and_objects_are_prepared_by_row(examples):
+    assert sorted(set(examples.masks.flatten().tolist())) == [0, 1, 2, 3]
+    assert examples.objects[0, :3, 0].tolist() == [1.0, 4.0, 5.0]
+    assert examples.objects[0, 0, 2:4].tolist() == pytest.approx([100 / 320 - 1, 0.0])
+    assert not examples.objects[0, 3:].any()
+
+
+def test_what_is_not_prepared_to_its_end_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"run training\.vlm\.prepare"):
+        load_examples(tmp_path, torch.device("cpu"))
+
+
+def test_interrupted_training_goes_on_from_its_weights(examples, tmp_path, tokenizer):
+    recipe = Recipe(steps=1, batch=2, turns=4)
+    first = Trainer(SMALL, tokenizer.get_vocab_size(), recipe, examples)
+    save_learner(first.learner, tmp_path)
+    other = replace(recipe, seed=1)
+    again = Trainer(
+        SMALL, tokenizer.get_vocab_size(), other, examples, tmp_path / "learner.safetensors"
+    )
+    for name, value in first.learner.state_dict().items():
+        torch.testing.assert_close(again.learner.state_dict()[name], value)
+    before = again.learner.dense.weight.clone()
+    assert torch.isfinite(again.step(1.0).total)
+    assert not torch.equal(again.learner.dense.weight, before)

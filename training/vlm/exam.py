@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from training.vlm.batch import answer_places, normalised
-from training.vlm.examples import read_square
 from training.vlm.model import TurnLayout, patch_features, read_turns
+from training.vlm.prepare import read_square
 from training.vlm.texts import TURN_TOKENS
 from training.vlm.tokens import ASSISTANT_ID, PAD_ID, encode_turns
 

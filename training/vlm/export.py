@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 from training.vlm.model import Learner, ModelSize
 from training.vlm.tokens import BOS, CHAT_TEMPLATE, END, PAD, SPECIAL_TOKENS
+from training.vlm.train import load_weights
 
 _UNUSED = (
     *("dtype", "_name_or_path", "transformers_version", "id2label", "label2id", "return_dict"),
@@ -34,10 +35,8 @@ def load_learner(run: Path) -> Learner:
     vocabulary = Tokenizer.from_file(str(run / "tokenizer.json")).get_vocab_size()
     with safe_open(run / "learner.safetensors", framework="pt") as file:
         size = ModelSize(**json.loads(file.metadata()["size"]))
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     learner = Learner(size, vocabulary).eval()
-    state["vlm.lm_head.weight"] = state["vlm.model.text_model.embed_tokens.weight"]
-    learner.load_state_dict(state)
+    load_weights(learner, run / "learner.safetensors")
     return learner
 
 

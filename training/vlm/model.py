@@ -17,14 +17,12 @@ import torch
 from torch import Tensor, nn
 from transformers import Idefics3Config, Idefics3ForConditionalGeneration
 
-from edge_perception.world.materials import COLOURS
 from edge_perception.world.spec import CLASS_NAMES
+from training.vlm.prepare import COLOUR_NAMES
 from training.vlm.tokens import BOS_ID, END_ID, IMAGE_ID, PAD_ID, prefix_ids
 
 QUARTERS = 2
 """Dense targets a patch, along each side."""
-
-COLOUR_NAMES = tuple(COLOURS)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from edge_perception.vlm.assembly import stored_dtype
 from edge_perception.vlm.loaders.checkpoint import read_json
 from training.vlm.batch import normalised
 from training.vlm.exam import Asked, read_questions
-from training.vlm.examples import read_square
+from training.vlm.prepare import read_square
 from training.vlm.tokens import encode_turns, prefix_ids
 
 if TYPE_CHECKING:

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Make the embedded vision-language model on one GPU: render, train, export, quantise, sit the exam.
+# Make the embedded vision-language model on one GPU: render, prepare, train, export, quantise, sit
+# the exam. What was learnt is kept every minute: a run that was cut off goes on from there.
 #
 #   training/vlm/run_gpu.sh OUT_DIR MINUTES   start or go on, wait up to WAIT_S, copy results
-#   training/vlm/run_gpu.sh render            only render the data sets into DATA, and return
+#   training/vlm/run_gpu.sh render            only render into DATA and prepare, and return
 #   training/vlm/run_gpu.sh status            print how far it is
 #
 # The work goes on in the background, in WORK, when this returns early: call it again to wait on.
@@ -39,10 +40,16 @@ render_all() {
     render train train "$FRAMES" "$TRAIN_SEED" 6
 }
 
+prepare() {
+  "$PYTHON" -m training.vlm.prepare "$DATA/train" --out "$WORK/prepared" --workers "$WORKERS"
+}
+
 learn() {
+  local init=()
+  [ -e "$WORK/run/learner.safetensors" ] && init=(--init "$WORK/run/learner.safetensors")
   # shellcheck disable=SC2086
-  "$PYTHON" -m training.vlm.train --train "$DATA/train" --val "$DATA/val" --out "$WORK/run" \
-    --minutes "$1" --workers "$WORKERS" $TRAIN_ARGS
+  "$PYTHON" -m training.vlm.train --train "$WORK/prepared" --val "$DATA/val" --out "$WORK/run" \
+    --minutes "$1" "${init[@]}" $TRAIN_ARGS
 }
 
 export_float() { "$PYTHON" -m training.vlm.export --run "$WORK/run" --out "$WORK/$NAME-fp16"; }
@@ -58,7 +65,7 @@ examine() {
 }
 
 stage() { # NAME COMMAND...
-  [ -e "$WORK/$1.done" ] && return
+  [ -e "$WORK/$1.done" ] && return 0
   echo "$(date +%T) $1"
   if ("${@:2}") >>"$WORK/$1.log" 2>&1; then
     touch "$WORK/$1.done"
@@ -71,6 +78,7 @@ stage() { # NAME COMMAND...
 
 pipeline() {
   stage render render_all
+  stage prepare prepare
   stage learn learn "$1"
   stage export export_float
   stage quantise quantise
@@ -90,6 +98,10 @@ status() {
 
 collect() {
   mkdir -p "$1"
+  # A run that is cut off while it learns still brings back what it has learnt.
+  if [ -e "$WORK/run/learner.safetensors" ] && [ ! -e "$WORK/export.done" ]; then
+    export_float >>"$WORK/export.log" 2>&1 || true
+  fi
   cp "$WORK"/*.log "$1" 2>/dev/null || true
   for file in accuracy.json run/log.jsonl run/tokenizer.json; do
     if [ -e "$WORK/$file" ]; then cp "$WORK/$file" "$1"; fi
@@ -103,7 +115,7 @@ main() {
   mkdir -p "$WORK"
   case ${1:?OUT_DIR, render or status} in
     status) status; return ;;
-    render) stage render render_all; return ;;
+    render) stage render render_all; stage prepare prepare; return ;;
     pipeline) pipeline "$2"; return ;;
   esac
   if ! running && [ ! -e "$WORK/examine.done" ]; then

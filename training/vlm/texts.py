@@ -1,20 +1,15 @@
-"""Turns and captions of many pictures as arrays, made by a pool of processes.
+"""Turns and captions of pictures as token ids, and how often each turn is to be drawn.
 
-Fifty thousand pictures, each as it is and mirrored, have some three million turns. The pool's
-processes are forked, before CUDA is in use: fresh ones would spend longer on importing torch.
+Nothing here imports torch: a process of a pool is to begin at once.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from edge_perception.world.captions import CAPTION_PROMPTS, caption, locations
 from edge_perception.world.questions import KINDS, answer_limits, questions_of
@@ -24,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+    from tokenizers import Tokenizer
 
     from edge_perception.world.sight import Sight
 
@@ -32,26 +28,11 @@ TURN_KINDS = (*KINDS, "locate")
 
 TURN_TOKENS = 24
 CAPTION_TOKENS = 64
-_TURNS = 32
-_CAPTIONS = 2
-_CHUNK = 256
+TURNS = 32
+CAPTIONS = 2
 
 Key = tuple[str, str, str]
 Pair = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Texts:
-    """R rows, each picture as it is and then mirrored.
-
-    ``turns`` int16 (R, 32, 24) padded; ``kinds`` int8, -1 for none, and ``weights`` float32 (R,
-    32); ``captions`` int16 (R, 2, 64).
-    """
-
-    turns: NDArray[np.int16]
-    kinds: NDArray[np.int8]
-    weights: NDArray[np.float32]
-    captions: NDArray[np.int16]
 
 
 def texts_of(
@@ -63,49 +44,16 @@ def texts_of(
     for sight in sights:
         asked = questions_of(sight, rng)
         places = locations(sight, rng)
-        turns.append(([(q.prompt, q.answer) for q in asked] + places)[:_TURNS])
+        turns.append(([(q.prompt, q.answer) for q in asked] + places)[:TURNS])
         known = [(q.kind, q.subject, q.answer) for q in asked]
-        keys.append((known + [("locate", "", "")] * len(places))[:_TURNS])
+        keys.append((known + [("locate", "", "")] * len(places))[:TURNS])
         told = caption(sight)
-        chosen = rng.permutation(len(CAPTION_PROMPTS))[:_CAPTIONS]
+        chosen = rng.permutation(len(CAPTION_PROMPTS))[:CAPTIONS]
         captions.append([(CAPTION_PROMPTS[int(index)], told) for index in chosen])
     return turns, keys, captions
 
 
-def text_arrays(sights: Sequence[Sight], tokenizer: Tokenizer, seed: int, workers: int) -> Texts:
-    """Arrays of every sight and its mirror image."""
-    both = list(chain.from_iterable((sight, sight.mirrored()) for sight in sights))
-    chunks = [both[at : at + _CHUNK] for at in range(0, len(both), _CHUNK)]
-    seeds = range(seed * len(chunks), (seed + 1) * len(chunks))
-    written = [tokenizer.to_str()] * len(chunks)
-    if workers > 1 and len(chunks) > 1:
-        fork = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(workers, mp_context=fork) as pool:
-            made = list(pool.map(_chunk_arrays, chunks, seeds, written))
-    else:
-        made = list(map(_chunk_arrays, chunks, seeds, written))
-    keys = list(chain.from_iterable(part[1] for part in made))
-    return Texts(
-        turns=np.concatenate([part[0] for part in made]),
-        kinds=_filled([[TURN_KINDS.index(key[0]) for key in row] for row in keys], -1, np.int8),
-        weights=_filled(drawing_weights(keys), 0.0, np.float32),
-        captions=np.concatenate([part[2] for part in made]),
-    )
-
-
-def _chunk_arrays(
-    sights: Sequence[Sight], seed: int, tokenizer: str
-) -> tuple[NDArray[np.int16], list[list[Key]], NDArray[np.int16]]:
-    turns, keys, captions = texts_of(sights, seed)
-    reader = Tokenizer.from_str(tokenizer)
-    return (
-        _padded(reader, turns, _TURNS, TURN_TOKENS),
-        keys,
-        _padded(reader, captions, _CAPTIONS, CAPTION_TOKENS),
-    )
-
-
-def _padded(
+def padded(
     tokenizer: Tokenizer, rows: Sequence[Sequence[Pair]], slots: int, length: int
 ) -> NDArray[np.int16]:
     """Token ids (rows, slots, length); a turn too long for its slot is left out."""
@@ -118,8 +66,9 @@ def _padded(
     return table
 
 
-def _filled(rows: Sequence[Sequence[Any]], empty: float, kind: Any) -> NDArray[Any]:
-    table = np.full((len(rows), _TURNS), empty, kind)
+def filled(rows: Sequence[Sequence[Any]], empty: float, kind: Any) -> NDArray[Any]:
+    """Values of each row's turns, then ``empty``, (rows, 32)."""
+    table = np.full((len(rows), TURNS), empty, kind)
     for row, values in zip(table, rows, strict=True):
         row[: len(values)] = values
     return table

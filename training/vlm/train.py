@@ -1,10 +1,11 @@
 """Train the embedded vision-language model from scratch on one GPU, within a number of minutes.
 
-    python -m training.vlm.train --train FOLDER --val FOLDER --out FOLDER --minutes 14
+    python -m training.vlm.train --train PREPARED --val DATA --out FOLDER --minutes 14
 
 One pass of the vision tower serves a dozen turns about the picture, each of which sees the picture
 and itself only. The data lie on the GPU; no step waits for the host. ``out`` receives
-``learner.safetensors`` (averaged weights), ``tokenizer.json`` and ``log.jsonl``.
+``learner.safetensors`` (averaged weights, written anew every minute), ``tokenizer.json`` and
+``log.jsonl``. ``--init`` goes on from such weights: an interrupted run is worth what it has learnt.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import argparse
 import json
 import math
 import random
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy, smooth_l1_loss
@@ -40,7 +42,7 @@ from training.vlm.batch import (
     place_images,
 )
 from training.vlm.exam import exact_shares, read_questions
-from training.vlm.examples import Examples, load_examples, sights_in
+from training.vlm.examples import Examples, load_examples
 from training.vlm.model import (
     QUARTERS,
     DenseOutput,
@@ -49,8 +51,8 @@ from training.vlm.model import (
     TurnLayout,
     smaller_sides,
 )
-from training.vlm.texts import CAPTION_TOKENS, TURN_TOKENS, texts_of
-from training.vlm.tokens import ASSISTANT_ID, PAD_ID, train_tokenizer
+from training.vlm.texts import CAPTION_TOKENS, TURN_TOKENS
+from training.vlm.tokens import ASSISTANT_ID, PAD_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +61,7 @@ _WARM_UP = 0.04
 _FINAL_RATE = 0.02
 _CLIP_NORM = 1.0
 _CAPTION_WEIGHT = 0.3
-_TOKENIZER_SIGHTS = 2000
+_SAVE_EVERY_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,21 @@ class Loss:
 class Trainer:
     """One training run over a data set on a device."""
 
-    def __init__(self, size: ModelSize, vocabulary: int, recipe: Recipe, data: Examples) -> None:
+    def __init__(
+        self,
+        size: ModelSize,
+        vocabulary: int,
+        recipe: Recipe,
+        data: Examples,
+        init: Path | None = None,
+    ) -> None:
         torch.manual_seed(recipe.seed)
         torch.set_float32_matmul_precision("high")
         self.recipe, self.data, self.device = recipe, data, data.images.device
-        self.learner = Learner(size, vocabulary).to(self.device).train()
+        learner = Learner(size, vocabulary)
+        if init:
+            load_weights(learner, init)
+        self.learner = learner.to(self.device).train()
         self.average = WeightAverage(self.learner, decay=0.999, ramp=500.0)
         lengths = [TURN_TOKENS] * recipe.turns + [CAPTION_TOKENS]
         self.sides = (size.image_px, *smaller_sides(size))
@@ -212,17 +224,23 @@ def rate_at(progress: float) -> float:
 
 
 def train(
-    size: ModelSize, recipe: Recipe, data: Examples, tokenizer: Tokenizer, out: Path, log: RunLog
+    size: ModelSize,
+    recipe: Recipe,
+    data: Examples,
+    tokenizer: Tokenizer,
+    out: Path,
+    log: RunLog,
+    init: Path | None = None,
 ) -> Learner:
-    """Run ``recipe``; return the averaged model, which then lies in ``out``."""
-    trainer = Trainer(size, tokenizer.get_vocab_size(), recipe, data)
+    """Run ``recipe``, from ``init`` if given; return the averaged model, which lies in ``out``."""
+    trainer = Trainer(size, tokenizer.get_vocab_size(), recipe, data, init)
     began = time.monotonic()
     for side in trainer.sides:  # what is compiled or tuned at the first call is not counted
         first = torch.arange(recipe.batch, device=trainer.device) % len(data)
         torch.autograd.backward(trainer.loss(first, side).total)
     trainer.step(0.0)
     log.write("warm", seconds=round(time.monotonic() - began, 1))
-    budget, step, logged = Budget(recipe.minutes, recipe.steps), 0, 0.0
+    budget, step, logged, saved = Budget(recipe.minutes, recipe.steps), 0, 0.0, 0.0
     while (progress := budget.progress(step)) < 1:
         loss = trainer.step(rate_at(progress))
         step += 1
@@ -231,6 +249,9 @@ def train(
         if budget.elapsed_s - logged >= recipe.log_every_s:
             logged = budget.elapsed_s
             _tell(log, loss, step, progress, recipe.batch * step / budget.elapsed_s)
+        if budget.elapsed_s - saved >= _SAVE_EVERY_S:
+            saved = budget.elapsed_s
+            save_learner(trainer.average.model, out)
     _tell(log, loss, step, 1.0, recipe.batch * step / budget.elapsed_s)
     save_learner(trainer.average.model, out)
     return trainer.average.model
@@ -244,29 +265,27 @@ def _tell(log: RunLog, loss: Loss, step: int, progress: float, speed: float) -> 
 
 
 def save_learner(learner: Learner, out: Path) -> None:
-    """Write the weights as they are trained, the dense heads too; the tied head only once."""
+    """Write the weights, the dense heads too and the tied head once; a reader never sees a part."""
     state = {name: value.cpu().contiguous() for name, value in learner.state_dict().items()}
-    state.pop("vlm.lm_head.weight", None)
-    save_file(state, out / "learner.safetensors", {"size": json.dumps(asdict(learner.size))})
+    state.pop("vlm.lm_head.weight")
+    draft = out / "learner.partial"
+    save_file(state, draft, {"size": json.dumps(asdict(learner.size))})
+    draft.replace(out / "learner.safetensors")
 
 
-def made_tokenizer(folder: Path, path: Path) -> Tokenizer:
-    """The tokenizer at ``path``, trained on texts of the data set where there is none yet."""
-    if not path.exists():
-        sights = list(sights_in(folder).values())[:_TOKENIZER_SIGHTS]
-        turns, _, captions = texts_of(sights, seed=0)
-        texts = [
-            text for rows in (turns, captions) for row in rows for pair in row for text in pair
-        ]
-        train_tokenizer(texts).save(str(path))
-    return Tokenizer.from_file(str(path))
+def load_weights(learner: Learner, path: Path) -> None:
+    """Read what ``save_learner`` wrote into a learner of the same size."""
+    state = load_file(path)
+    state["vlm.lm_head.weight"] = state["vlm.model.text_model.embed_tokens.weight"]
+    learner.load_state_dict(state)
 
 
 def main() -> None:
     """Run the command line named in the module's description."""
     parser = argparse.ArgumentParser(description="train the embedded vision-language model")
-    parser.add_argument("--train", type=Path, required=True, help="a rendered data set")
-    parser.add_argument("--val", type=Path, help="another, for the answers after training")
+    parser.add_argument("--train", type=Path, required=True, help="a prepared data set")
+    parser.add_argument("--val", type=Path, help="a rendered one, for the answers after training")
+    parser.add_argument("--init", type=Path, help="go on from this learner.safetensors")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=Recipe.minutes)
     parser.add_argument("--steps", type=int, help="in place of minutes")
@@ -275,7 +294,6 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=Recipe.turns)
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--compile", action="store_true", help="compile the towers' layers")
-    parser.add_argument("--workers", type=int, default=16)
     for name, value in asdict(ModelSize()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     options = parser.parse_args()
@@ -288,11 +306,12 @@ def main() -> None:
     )  # fmt: skip
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     began = time.monotonic()
-    tokenizer = made_tokenizer(options.train, options.out / "tokenizer.json")
-    data = load_examples(options.train, tokenizer, size.image_px, workers=options.workers)
+    shutil.copyfile(options.train / "tokenizer.json", options.out / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(str(options.out / "tokenizer.json"))
+    data = load_examples(options.train, device)
     log.write("loaded", seconds=round(time.monotonic() - began, 1), images=len(data),
               vocabulary=tokenizer.get_vocab_size(), size=asdict(size))  # fmt: skip
-    learner = train(size, recipe, data.to(device), tokenizer, options.out, log)
+    learner = train(size, recipe, data, tokenizer, options.out, log, options.init)
     if options.val:
         questions = read_questions(options.val)
         shares = exact_shares(
