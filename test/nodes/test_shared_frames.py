@@ -98,6 +98,10 @@ def test_image_where_a_frame_handle_belongs_is_refused_and_told(graph: Any, mani
     graph.start("detector", manifest=manifest, threads=1, autostart=True, frames=["image"])
     graph.wait_for(lambda: graph.level("detector"))
     graph.listen(Detection2DArray, "detections")
-    graph.send(picture())
-    graph.wait_for(lambda: "not a frame handle" in graph.counters("detector")["last_refusal"])
+
+    def refused() -> bool:
+        graph.send(picture())  # again and again: the subscription may not be matched yet
+        return "not a frame handle" in graph.counters("detector")["last_refusal"]
+
+    graph.wait_for(refused)
     assert graph.level("detector") == "warn"
