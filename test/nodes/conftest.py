@@ -47,6 +47,9 @@ TRANSITIONS = {
 }
 _namespaces = (f"/graph_{os.getpid()}_{i}" for i in itertools.count())
 
+# What is published before the other side knows of the match too is lost to it.
+_MATCHED_BY_BOTH_S = 0.2
+
 
 class Graph:
     """One namespace of nodes, and what this process hears and says in it."""
@@ -128,7 +131,10 @@ class Graph:
     def publisher(self, message_type: type, topic: str) -> Any:
         """Return the publisher of a topic once somebody listens to it."""
         if topic not in self._publishers:
-            self._publishers[topic] = self.node.create_publisher(message_type, topic, RELIABLE)
+            publisher = self.node.create_publisher(message_type, topic, RELIABLE)
+            self._publishers[topic] = publisher
+            self.wait_for(lambda: publisher.get_subscription_count())
+            self.spin_for(_MATCHED_BY_BOTH_S)
         publisher = self._publishers[topic]
         self.wait_for(lambda: publisher.get_subscription_count())
         return publisher
