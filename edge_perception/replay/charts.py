@@ -34,7 +34,7 @@ class _Axis:
 
 def nice_ticks(low: float, high: float, about: int = 6) -> list[float]:
     """Return round values between ``low`` and ``high``, some ``about`` of them."""
-    if not high > low:
+    if not high - low > 1e-9:  # ticks are told to ten places
         return [low]
     step = 10 ** math.floor(math.log10((high - low) / about))
     for factor in (1, 2, 5, 10):
