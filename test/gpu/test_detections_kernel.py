@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from emulated_gpu import FIND, KEPT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_emulation import by_reference, compile_for_cpu
@@ -27,7 +28,6 @@ from edge_perception.gpu.head_layout import (
     head_layout,
 )
 
-KEPT = np.dtype([("box", np.float32, 4), ("score", np.float32), ("class_id", np.int32)])
 CLASSES = 5
 SPEC = Preprocessing(64, 96)
 BOX = Letterbox.fit((48, 80), (64, 96), "center")
@@ -37,21 +37,10 @@ MAX_KEPT = 100
 
 Decode = Callable[[str, np.ndarray, float, float], tuple[np.ndarray, int]]
 
-_LAUNCHER = """
-extern "C" void run(const float* output, const HeadLayout* layout, const Placement* placement,
-                    float threshold, float iou, int max_kept, Kept* kept, Counts* counts) {
-  static Candidate candidates[kMaxCandidates], ranked[kMaxCandidates];
-  const Dim anchors = {(layout->anchors + 127) / 128, 1, 1}, block = {128, 1, 1};
-  FOR_EACH_THREAD(anchors, block)
-    decode(output, *layout, *placement, threshold, candidates, counts);
-  const Dim ranks = {kMaxCandidates / 128, 1, 1};
-  FOR_EACH_THREAD(ranks, block) rank(candidates, counts, ranked);
-  const Dim one = {1, 1, 1};
-  FOR_EACH_THREAD(one, one) suppress(ranked, iou, max_kept, kept, counts);
-}
-extern "C" int layout_bytes() { return sizeof(HeadLayout); }
-extern "C" int candidate_bytes() { return sizeof(Candidate); }
-extern "C" int kept_bytes() { return sizeof(Kept); }
+_LAUNCHER = f"""{FIND}
+extern "C" int layout_bytes() {{ return sizeof(HeadLayout); }}
+extern "C" int candidate_bytes() {{ return sizeof(Candidate); }}
+extern "C" int kept_bytes() {{ return sizeof(Kept); }}
 """
 
 
@@ -70,7 +59,7 @@ def decode(request: pytest.FixtureRequest, library: ctypes.CDLL) -> Decode:
         layout = head_layout(head, anchors, CLASSES, LEVELS if head == "yolox" else ())
         kept = np.zeros(MAX_KEPT, KEPT)
         counts = (ctypes.c_int * 2)()
-        library.run(
+        library.find(
             output.ctypes.data_as(ctypes.c_void_p),
             *by_reference(layout, PlacementArgument.of(BOX)),
             ctypes.c_float(threshold),
