@@ -272,10 +272,10 @@ class Decoder:
             span = Span(self.state.first, rows, self._length + rows, start=self._length)
             hidden = self._prompt_rows(prompt, tokens, part)
             positions = self._prompt_positions(prompt, part, span)
-            for layers in self.segments:
-                if start or layers.start:
+            for index, layer in enumerate(self.weights.layers):
+                if start or index:
                     between()
-                hidden = self._run_layers(layers, hidden, positions, span)
+                hidden = self._run_layer(index, layer, hidden, positions, span)
             self._count_on(rows)
             kept.append(keep(hidden))
         self._shift_after(prompt)

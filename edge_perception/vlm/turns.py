@@ -2,7 +2,7 @@
 
 A token of a 2B model takes an Orin ten milliseconds, a detector's whole budget. The detector cannot
 wait for it; the language model can wait for the detector, and loses only what the detector takes.
-So between two tokens, between the segments of a step and between the chunks of a prompt, the
+So between two tokens, between the segments of a step and between the layers of a prompt, the
 language model calls a ``Yield``. ``DetectorTurns`` waits there while a frame is worked on, and
 also when the next one is due within ``lead_s``: work that was queued cannot be taken back.
 

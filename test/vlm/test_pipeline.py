@@ -158,10 +158,10 @@ def test_turn_within_a_prompt_waits_for_what_was_queued_before_the_last() -> Non
     model, queue = pipelined(prefill_chunk=4)
     turns: list[int] = []
     model.prefill(PROMPT, lambda: turns.append(queue.holds))
-    assert turns == [1, 2]
+    assert turns == [1, 2, 3, 4, 5]
     model.start(GREEDY)
     model.prefill(PROMPT)
-    assert queue.holds == 2, "nobody wants a turn, nobody waits"
+    assert queue.holds == 5, "nobody wants a turn, nobody waits"
 
 
 def test_what_a_turn_raises_ends_the_sequence_and_not_the_model() -> None:
