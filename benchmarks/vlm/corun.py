@@ -1,9 +1,18 @@
 """A detector and a VLM on one GPU: what each costs the other.
 
-    python -m benchmarks.vlm.corun --out docs/benchmarks/vlm_corun_h100.json [--seconds 280]
+    python -m benchmarks.vlm.corun --out docs/benchmarks/vlm_corun_h100.json [--seconds 320]
 
-The detector sees the same arrivals in every setting, and one thing is changed at a time. What
-matters most comes first; what no longer fits into ``--seconds`` is left out of the file, by name.
+The detector sees the same arrivals in every row of a rate, and a row differs from another by one
+thing. The rows that the goals speak of come first, at a camera's 30 Hz. What changes is compared at
+60 Hz: twice the load, and half the time for the 1,000 frames that a p99 needs. A p99.9 needs ten
+times as many and is taken at 120 Hz, of two rows only; the language model has little time left
+there, so its speed counts at 30 Hz alone.
+
+A detector in a process of its own can hear no turns: TensorRT's INT8 engine (``--tensorrt``, see
+``corun_tensorrt``), and torch's for comparison.
+
+The file is written after each row, and rows that it holds already are not measured again: a run
+that was cut off goes on. What does not fit into ``--seconds`` is left out of it, by name.
 """
 
 from __future__ import annotations
@@ -11,278 +20,282 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import subprocess
+import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, Protocol
 
 from benchmarks.frames.frame_source import provenance
-from benchmarks.vlm.corun_detector import NETWORK, Detector
-from benchmarks.vlm.corun_language import (
+from benchmarks.vlm.corun_process import ProcessDetector, Run
+from benchmarks.vlm.corun_rows import (
     ANSWER_TOKENS,
+    CHOSEN,
     PROMPT_TOKENS,
-    Answering,
+    SMALL,
+    TENSORRT,
+    TORCH,
+    TORCH_PROCESS,
     LanguageSetting,
-    draw_weights,
+    Setting,
+    Speed,
+    all_settings,
 )
 from edge_perception.core.latency import LatencySummary
-from edge_perception.gpu.cuda import get_device
-from edge_perception.vlm.turns import DetectorTurns, go_on
+from edge_perception.vlm.turns import DetectorTurns, Yield, go_on
 
 SWITCH_INTERVAL_S = 0.001  # as nodes/runner.py sets it
-FAST_HZ, FRAMES, MANY_FRAMES = 120.0, 1000, 10_100  # some are skipped
-MANY_HZ = 240.0
-CHOSEN = LanguageSetting("nvila-8b")
-YIELD_S = 0.005
+TORCH_COMMAND = (sys.executable, "-m", "benchmarks.vlm.corun_detector")
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One row: the detector's arrivals, and what runs beside it. ``changed`` names the factor."""
+class AnyDetector(Protocol):
+    """What is measured: ``corun_detector.Detector``, or ``corun_process.ProcessDetector``."""
 
-    changed: str
-    rate_hz: float
-    frames: int
-    language: LanguageSetting | None
-    yields: bool = True
-    processes: int = 1
+    on_ready: Callable[[], None]
+    on_done: Callable[[], None]
 
-    @property
-    def seconds(self) -> float:
-        """About how long it takes."""
-        return self.frames / self.rate_hz + 1.5
+    def run(self, rate_hz: float, frames: int) -> Run:
+        """Detect on frames that come at a rate."""
 
 
-def settings(scale: float) -> list[Setting]:
-    """Every setting, the most important first, with ``scale`` times the frames."""
-    small = replace(CHOSEN, model="nvila-2b")
-    alone = Setting("alone", 30.0, FRAMES, None)
-    fast = Setting("alone, faster", FAST_HZ, FRAMES, None)
-    both = replace(fast, changed="chosen, faster", language=CHOSEN)
-    changes = {
-        "equal priorities": replace(CHOSEN, low_priority=False),
-        "segments 1": replace(CHOSEN, segments=1),
-        "segments 8": replace(CHOSEN, segments=8),
-        "prefill chunk 128": replace(CHOSEN, prefill_chunk=128),
-        "prefill chunk 2048": replace(CHOSEN, prefill_chunk=2048),
-    }
-    many = {"rate_hz": MANY_HZ, "frames": MANY_FRAMES}
-    every = [
-        alone,
-        replace(alone, changed="chosen", language=CHOSEN),
-        replace(alone, changed="2B", language=small),
-        fast,
-        both,
-        replace(both, changed="no yielding", yields=False),
-        *(replace(both, changed=name, language=language) for name, language in changes.items()),
-        replace(both, changed="two processes", yields=False, processes=2),
-        replace(fast, changed="alone, 10,000 frames", **many),
-        replace(both, changed="chosen, 10,000 frames", **many),
-    ]
-    return [replace(setting, frames=round(setting.frames * scale)) for setting in every]
+class AnyAnswering(Protocol):
+    """What runs beside it; see ``corun_language.Answering``."""
+
+    def without_pause(self, between: Yield = go_on) -> AbstractContextManager[Speed]:
+        """Answer while the body runs."""
 
 
 class Bench:
-    """What all settings share: the detector, the weights, and a process that answers."""
+    """What all rows share: the detectors by name, and the models, opened when first wanted."""
 
-    def __init__(self) -> None:
-        self._detector = Detector()
-        self._weights = {name: draw_weights(name) for name in ("nvila-8b", "nvila-2b")}
-        self._made: tuple[LanguageSetting, Answering] | None = None
-        self._process: subprocess.Popen[str] | None = None
-
-    def start_process(self) -> None:
-        """Start the process that answers, which is not waited for yet."""
-        command = [sys.executable, "-m", "benchmarks.vlm.corun_language", CHOSEN.model]
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+    def __init__(
+        self,
+        detectors: Mapping[str, AnyDetector],
+        open_answering: Callable[[LanguageSetting], AnyAnswering],
+    ) -> None:
+        self.detectors = detectors
+        self._open_answering = open_answering
+        self._opened: dict[LanguageSetting, AnyAnswering] = {}
 
     def measure(self, setting: Setting) -> dict[str, Any]:
         """Run one setting; returns its row."""
-        turns = DetectorTurns(YIELD_S if setting.yields and setting.language else 0.0)
-        self._detector.on_ready, self._detector.on_done = turns.begin, turns.end
-        gc.collect()
-        gc.disable()
-        try:
-            with self._beside(setting, turns) as tell:
-                run = self._detector.run(setting.rate_hz, setting.frames)
-        finally:
-            gc.enable()
-        summary = LatencySummary.of_ns([round(latency * 1e6) for latency in run.latencies_ms])
-        return {
-            "changed": setting.changed,
-            "rate_hz": setting.rate_hz,
-            "processes": setting.processes,
-            "yields": setting.yields and setting.language is not None,
-            "language": setting.language and asdict(setting.language),
-            "detector": {
-                "n": summary.n,
-                "skipped": run.skipped,
-                **{name: _rounded(getattr(summary, name)) for name in ("p50", "p90", "p99")},
-                "p99_9": _rounded(summary.p99_9),
-                "max": _rounded(summary.max),
-            },
-            "vlm": tell(),
-        }
+        detector = self.detectors[setting.detector]
+        turns = DetectorTurns(setting.yield_ms / 1e3, setting.lead_ms / 1e3)
+        detector.on_ready, detector.on_done = turns.begin, turns.end
+        with self._beside(setting, turns) as tell, _no_collection():
+            run = detector.run(setting.rate_hz, setting.frames)
+        return {**asdict(setting), "latency": _latencies(run), "vlm": tell()}
 
-    def alone(self, language: LanguageSetting, seconds: float = 4.0) -> dict[str, Any]:
+    def alone(self, language: LanguageSetting, seconds: float) -> dict[str, Any]:
         """The language model's speed with nothing beside it."""
         with self._answering(language).without_pause() as speed:
             time.sleep(seconds)
         return speed.told()
 
-    def close(self) -> None:
-        """Free everything."""
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
-            self._process.wait(timeout=20)
-        if self._made is not None:
-            self._made[1].close()
-        self._detector.close()
-
-    @contextmanager
     def _beside(
         self, setting: Setting, turns: DetectorTurns
-    ) -> Iterator[Callable[[], dict[str, Any] | None]]:
+    ) -> AbstractContextManager[Callable[[], dict[str, Any] | None]]:
         """Have the language model answer meanwhile; yields what tells its speed afterwards."""
         if setting.language is None:
-            yield lambda: None
-        elif setting.processes == 2:
-            yield self._go()
-        else:
-            between = turns.give_way if setting.yields else go_on
-            with self._answering(setting.language).without_pause(between) as speed:
-                yield speed.told
+            return nullcontext(lambda: None)
+        between = turns.give_way if setting.yield_ms else go_on
+        return _answering_beside(self._answering(setting.language), between)
 
-    def _go(self) -> Callable[[], dict[str, Any] | None]:
-        process = self._process
-        assert process is not None
-        assert process.stdin is not None
-        assert process.stdout is not None
-        while process.stdout.readline().strip() != "ready":
-            if process.poll() is not None:
-                raise SystemExit("the process that answers has ended")
-        process.stdin.write("go\n")
-        process.stdin.flush()
-
-        def stop() -> dict[str, Any]:
-            process.stdin.write("stop\n")  # type: ignore[union-attr]
-            process.stdin.flush()  # type: ignore[union-attr]
-            told: dict[str, Any] = json.loads(process.stdout.readline())  # type: ignore[union-attr]
-            return told
-
-        return stop
-
-    def _answering(self, language: LanguageSetting) -> Answering:
-        if self._made is None or self._made[0] != language:
-            if self._made is not None:
-                self._made[1].close()
-            self._made = language, Answering(language, self._weights[language.model])
-        return self._made[1]
+    def _answering(self, language: LanguageSetting) -> AnyAnswering:
+        if language not in self._opened:
+            self._opened[language] = self._open_answering(language)
+        return self._opened[language]
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+@contextmanager
+def _answering_beside(
+    answering: AnyAnswering, between: Yield
+) -> Iterator[Callable[[], dict[str, Any]]]:
+    with answering.without_pause(between) as speed:
+        yield speed.told
 
 
-def summarise(result: dict[str, Any]) -> None:
-    """Put the figures that the goals speak of beside the rows."""
-    rows = {row["changed"]: row for row in result["settings"]}
-    alone, chosen = rows.get("alone"), rows.get("chosen")
-    if alone is None or chosen is None:
-        return
-    result["detector"] = {}
-    for name, row, many in (
-        ("alone", alone, rows.get("alone, 10,000 frames")),
-        ("with_vlm", chosen, rows.get("chosen, 10,000 frames")),
-    ):
-        result["detector"][name] = {
-            "p50_ms": row["detector"]["p50"],
-            "p99_ms": row["detector"]["p99"],
-            "p99_9_ms": many and many["detector"]["p99_9"],
-            "p99_9_rate_hz": many and many["rate_hz"],
-        }
-    result["detector_p99_ratio"] = _ratio(chosen["detector"]["p99"], alone["detector"]["p99"])
-    speeds = result["vlm_alone"]
-    result["vlm_speed_ratio"] = _ratio(
-        chosen["vlm"]["tokens_per_s"], speeds[CHOSEN.model]["tokens_per_s"]
-    )
-    result["ttft_ms"] = chosen["vlm"]["ttft_p50_ms"]
-    result["by_model"] = {
-        row["language"]["model"]: {
-            "detector_p99_ratio": _ratio(row["detector"]["p99"], alone["detector"]["p99"]),
-            "vlm_speed_ratio": _ratio(
-                row["vlm"]["tokens_per_s"], speeds[row["language"]["model"]]["tokens_per_s"]
-            ),
-        }
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _latencies(run: Run) -> dict[str, Any]:
+    summary = LatencySummary.of_ns([round(latency * 1e6) for latency in run.latencies_ms])
+    found = {name: getattr(summary, name) for name in ("p50", "p90", "p99", "p99_9", "max")}
+    rounded = {f"{name}_ms": value and round(value, 4) for name, value in found.items()}
+    return {"n": summary.n, "skipped": run.skipped, **rounded}
+
+
+def measure_all(
+    bench: Bench, result: dict[str, Any], settings: Sequence[Setting], until_s: float, out: Path
+) -> None:
+    """Measure what ``result`` lacks and there is time for; print and write after each row."""
+    for language in (SMALL, CHOSEN):
+        speeds = result["vlm_alone"]
+        if language.model not in speeds:
+            speeds[language.model] = bench.alone(language, seconds=4.0)
+            print(f"{language.model} alone: {speeds[language.model]}", flush=True)
+    known = {row["name"] for row in result["settings"]}
+    result["left_out"] = []
+    for setting in settings:
+        if setting.name in known:
+            continue
+        is_late = time.monotonic() + setting.seconds > until_s
+        if is_late or setting.detector not in bench.detectors:
+            result["left_out"].append(setting.name)
+            continue
+        result["settings"].append(bench.measure(setting))
+        print_row(result["settings"][-1])
+        write(result, out)
+    write(result, out)
+
+
+def write(result: dict[str, Any], out: Path) -> None:
+    """Write the file, with the figures that the goals speak of."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({**result, **summarise(result)}, indent=2) + "\n")
+
+
+def summarise(result: dict[str, Any]) -> dict[str, Any]:
+    """The figures that the goals speak of; nothing until their rows are there."""
+    rows = {row["name"]: row for row in result["settings"]}
+    if not {"alone", "chosen"} <= rows.keys():
+        return {}
+    alone, chosen = rows["alone"], rows["chosen"]
+    by_model = {
+        row["language"]["model"]: _ratios(row, alone, result["vlm_alone"])
         for row in (chosen, rows.get("2B"))
         if row is not None
     }
+    return {
+        "detector": {
+            "alone": _goal_latencies(alone, rows.get("alone, 10,000 frames")),
+            "with_vlm": _goal_latencies(chosen, rows.get("chosen, 10,000 frames")),
+        },
+        **by_model[CHOSEN.model],
+        "ttft_ms": chosen["vlm"]["ttft_p50_ms"],
+        "by_model": by_model,
+    }
 
 
-def _ratio(one: float, other: float) -> float:
-    return round(one / other, 4)
+def _ratios(row: dict[str, Any], alone: dict[str, Any], speeds: dict[str, Any]) -> dict[str, Any]:
+    vlm, vlm_alone = row["vlm"], speeds[row["language"]["model"]]
+    return {
+        "detector_p99_ratio": _ratio(row["latency"]["p99_ms"], alone["latency"]["p99_ms"]),
+        "vlm_speed_ratio": _ratio(vlm["answers_per_s"], vlm_alone["answers_per_s"]),
+        "vlm_tokens_ratio": _ratio(vlm["tokens_per_s"], vlm_alone["tokens_per_s"]),
+    }
+
+
+def _ratio(one: float | None, other: float | None) -> float | None:
+    return round(one / other, 4) if one and other else None
+
+
+def _goal_latencies(row: dict[str, Any], many: dict[str, Any] | None) -> dict[str, Any]:
+    found = {name: row["latency"][name] for name in ("p50_ms", "p99_ms")}
+    if many is None:
+        return {**found, "p99_9_ms": None}
+    return {**found, "p99_9_ms": many["latency"]["p99_9_ms"], "p99_9_rate_hz": many["rate_hz"]}
 
 
 def print_row(row: dict[str, Any]) -> None:
     """One line for people."""
-    found, vlm = row["detector"], row["vlm"] or {}
+    found, vlm = row["latency"], row["vlm"] or {}
     print(
-        f"{row['changed']:24} {row['rate_hz']:5.0f} Hz  p50 {found['p50']:.3f}  p99 {found['p99']}"
-        f"  p99.9 {found['p99_9']}  max {found['max']}  skipped {found['skipped']}"
-        f"  TTFT {vlm.get('ttft_p50_ms')}  tokens/s {vlm.get('tokens_per_s')}",
+        f"{row['name']:30} {row['rate_hz']:4.0f} Hz  p50 {found['p50_ms']}  p99 {found['p99_ms']}"
+        f"  p99.9 {found['p99_9_ms']}  max {found['max_ms']}  skipped {found['skipped']}"
+        f"  TTFT {vlm.get('ttft_p50_ms')}  tokens/s {vlm.get('tokens_per_s')}"
+        f"  answers/s {vlm.get('answers_per_s')}",
         flush=True,
     )
 
 
-def main() -> None:
-    """Run the settings that fit, print a table, write the JSON after each."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/vlm_corun_h100.json"))
-    parser.add_argument("--seconds", type=float, default=280.0)
-    parser.add_argument("--scale", type=float, default=1.0, help="of the number of frames")
-    parser.add_argument("--commit", default="")
-    arguments = parser.parse_args()
-    began_s = time.monotonic()
-    get_device().make_current()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    bench = Bench()
-    bench.start_process()
-    result: dict[str, Any] = {
-        **provenance(arguments.commit),
-        "detector_network": NETWORK,
-        "latency": "from a 1080p frame complete in the ring's staging buffer to boxes on the host",
+def begin_result(out: Path, commit: str) -> dict[str, Any]:
+    """What the file holds, or a new one without rows."""
+    if out.is_file():
+        found: dict[str, Any] = json.loads(out.read_text())
+        return found
+    return {
+        **provenance(commit),
+        "detectors": {
+            TORCH: "YOLOX-S's size (widths 32 to 512), 640x480, CUDA graph; from a 1080p frame"
+            " complete in the ring's staging buffer to boxes on the host",
+            TORCH_PROCESS: "the same in another process than the language model",
+            TENSORRT: "demo detector, TensorRT 8.5 INT8, CUDA graph; from the network's input in"
+            " host memory to its raw outputs there",
+        },
         "language": f"INT4 weights, {PROMPT_TOKENS} tokens of prompt, {ANSWER_TOKENS} of answer,"
         " without pause; no vision tower",
-        "torch": torch.__version__,
-        "chosen": asdict(CHOSEN),
+        "vlm_speed": "answers a second, prompts included; vlm_tokens_ratio: while decoding",
+        "chosen": asdict(Setting("chosen", CHOSEN, rate_hz=30.0)),
         "vlm_alone": {},
         "settings": [],
-        "left_out": [],
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        for language in (replace(CHOSEN, model="nvila-2b"), CHOSEN):
-            result["vlm_alone"][language.model] = bench.alone(language)
-            print(f"{language.model} alone: {result['vlm_alone'][language.model]}", flush=True)
-        for setting in settings(arguments.scale):
-            left_s = arguments.seconds - (time.monotonic() - began_s)
-            if setting.seconds > left_s:
-                result["left_out"].append(setting.changed)
-                continue
-            result["settings"].append(bench.measure(setting))
-            print_row(result["settings"][-1])
-            summarise(result)
-            arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    finally:
-        bench.close()
-    print(json.dumps({key: result.get(key) for key in ("detector_p99_ratio", "by_model")}))
+
+
+def open_detectors(
+    settings: Sequence[Setting], tensorrt: str, stack: ExitStack
+) -> dict[str, AnyDetector]:
+    """Those that the settings want and that can be had; processes start side by side."""
+    commands = {TORCH_PROCESS: TORCH_COMMAND, TENSORRT: shlex.split(tensorrt)}
+    wanted = {setting.detector for setting in settings}
+    processes = {
+        name: stack.enter_context(closing(ProcessDetector(command)))
+        for name, command in commands.items()
+        if command and name in wanted
+    }
+    detectors: dict[str, AnyDetector] = {**processes}
+    if TORCH in wanted:
+        from benchmarks.vlm.corun_detector import Detector  # needs CUDA's bindings
+
+        detectors[TORCH] = stack.enter_context(closing(Detector()))
+    for process in processes.values():  # a start beside a measurement would be measured
+        process.await_ready()
+    return detectors
+
+
+def opener(stack: ExitStack) -> Callable[[LanguageSetting], AnyAnswering]:
+    """Draw the weights; returns what opens a model of them."""
+    from benchmarks.vlm.corun_language import Answering, draw_weights
+
+    weights = {language.model: draw_weights(language.model) for language in (SMALL, CHOSEN)}
+    return lambda language: stack.enter_context(
+        closing(Answering(language, weights[language.model]))
+    )
+
+
+def main() -> None:
+    """Run the rows that fit."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/vlm_corun_h100.json"))
+    parser.add_argument("--seconds", type=float, default=320.0)
+    parser.add_argument("--only", nargs="*", default=[], help="names of rows")
+    parser.add_argument("--frames", type=int, help="a row, for a rehearsal")
+    parser.add_argument("--tensorrt", default="", help="command of TensorRT's detector")
+    parser.add_argument("--commit", default="")
+    arguments = parser.parse_args()
+    until_s = time.monotonic() + arguments.seconds
+    settings = [s for s in all_settings() if not arguments.only or s.name in arguments.only]
+    if arguments.frames:
+        settings = [replace(setting, frames=arguments.frames) for setting in settings]
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    with ExitStack() as stack:
+        detectors = open_detectors(settings, arguments.tensorrt, stack)
+        open_answering = opener(stack)
+        left_s = until_s - time.monotonic()
+        print(f"ready after {arguments.seconds - left_s:.1f} s", flush=True)
+        result = begin_result(arguments.out, arguments.commit)
+        measure_all(Bench(detectors, open_answering), result, settings, until_s, arguments.out)
+        print(json.dumps(summarise(result)))
 
 
 if __name__ == "__main__":

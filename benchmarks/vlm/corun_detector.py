@@ -12,7 +12,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
@@ -25,6 +24,7 @@ from benchmarks.frames.detector_path import (
     network_manifest,
 )
 from benchmarks.frames.frame_source import FULL_HD, info, random_frame
+from benchmarks.vlm.corun_process import Run, serve_runs, sleep_until
 from edge_perception.core.frame import FrameInfo
 from edge_perception.core.latency import SpanRecorder
 from edge_perception.detection.device_backend import DeviceBackend
@@ -36,7 +36,6 @@ from edge_perception.gpu.transports import transport_named
 from edge_perception.gpu.workspace import Workspace
 from training.detector.model import ConvBlock, ModelConfig, NanoDetector, fuse_batch_norm
 
-NETWORK = f"YOLOX-S's size (widths 32 to 512), {WIDTH}x{HEIGHT}, FP16 torch, CUDA graph"
 _SMALL = ModelConfig(
     CLASSES, HEIGHT, WIDTH, widths=(32, 64, 128, 256, 512), depths=(1, 3, 3, 1), head_width=128
 )
@@ -55,18 +54,11 @@ class SmallEngine(TorchEngine):
         return model.to(memory_format=torch.channels_last)
 
 
-@dataclass(frozen=True)
-class Run:
-    """Latencies of the frames of one setting, in ms, and how many were never seen."""
-
-    latencies_ms: list[float]
-    skipped: int
-
-
 class Detector:
     """The detector of a setting, and its camera. ``on_ready`` and ``on_done`` tell of its turns."""
 
     def __init__(self) -> None:
+        get_device().make_current()
         self._manifest = network_manifest()
         engine = SmallEngine(self._manifest)
         self._backend = DeviceBackend("torch", engine, Workspace(), cuda_graph=False)
@@ -94,7 +86,7 @@ class Detector:
         thread.start()
         start_s = time.perf_counter() + 0.05
         for number in range(frames):
-            _sleep_until(start_s + number / rate_hz)
+            sleep_until(start_s + number / rate_hz)
             self._write()
             self.on_ready()
             self._came.set()
@@ -125,7 +117,7 @@ class Detector:
             frame = self._detect()
             if frame is not None:
                 latencies.append((time.monotonic_ns() - frame.decoded_ns) / 1e6)
-                self.on_done()
+            self.on_done()
 
     def _detect(self) -> FrameInfo | None:
         lease = self._ring.acquire_newest(self._seen)
@@ -137,7 +129,12 @@ class Detector:
         return lease.info
 
 
-def _sleep_until(when_s: float) -> None:
-    left_s = when_s - time.perf_counter()
-    if left_s > 0:
-        time.sleep(left_s)
+def main() -> None:
+    """A detector's process; see ``corun_process``."""
+    detector = Detector()
+    serve_runs(detector.run)
+    detector.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -6,18 +6,16 @@ stream of its own. Vision is left out: what it costs is counted by its tokens in
 
 from __future__ import annotations
 
-import json
-import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from benchmarks.decoder.random_models import RandomModel, read_model
+from benchmarks.vlm.corun_rows import ANSWER_TOKENS, PROMPT_TOKENS, LanguageSetting, Speed
 from edge_perception.gpu.cuda import Stream, get_device
 from edge_perception.vlm.decoder import Decoder
 from edge_perception.vlm.graphs import SegmentGraphs, gpu_operators
@@ -27,43 +25,7 @@ from edge_perception.vlm.sampling import GREEDY
 from edge_perception.vlm.turns import Yield, go_on
 from edge_perception.vlm.weights import DecoderWeights
 
-PROMPT_TOKENS = 640
-"""A picture of 576 tokens, as LLaVA's, and a question."""
-
-ANSWER_TOKENS = 64
 _CAPACITY = 1024
-
-
-@dataclass(frozen=True)
-class LanguageSetting:
-    """How the model runs; what ``docs/benchmarks/vlm_corun_h100.json`` tells of each row."""
-
-    model: str
-    segments: int = 4
-    prefill_chunk: int = 512
-    low_priority: bool = True
-
-
-@dataclass
-class Speed:
-    """Times of the answers of one run."""
-
-    ttft_ms: list[float] = field(default_factory=list)
-    tokens: int = 0
-    decode_s: float = 0.0
-    answers: int = 0
-    elapsed_s: float = 0.0
-
-    def told(self) -> dict[str, Any]:
-        """For the file: TTFT's median and p99, tokens a second while decoding, and overall."""
-        ordered = sorted(self.ttft_ms) or [float("nan")]
-        return {
-            "answers": self.answers,
-            "ttft_p50_ms": round(ordered[len(ordered) // 2], 3),
-            "ttft_p99_ms": round(ordered[int(0.99 * (len(ordered) - 1))], 3),
-            "tokens_per_s": round(self.tokens / self.decode_s, 1) if self.decode_s else None,
-            "answers_per_s": round(self.answers / self.elapsed_s, 3) if self.elapsed_s else None,
-        }
 
 
 def draw_weights(model: str) -> DecoderWeights:
@@ -75,6 +37,7 @@ class Answering:
     """One model on one stream, asked without pause on a thread of its own."""
 
     def __init__(self, setting: LanguageSetting, weights: DecoderWeights) -> None:
+        get_device().make_current()
         self._stream = Stream(get_device(), high_priority=not setting.low_priority)
         decoder = Decoder(
             weights,
@@ -109,16 +72,16 @@ class Answering:
 
     @contextmanager
     def without_pause(self, between: Yield = go_on) -> Iterator[Speed]:
-        """Answer on a thread of its own while the body runs."""
+        """Answer on a thread of its own while the body runs; raises what broke there."""
         speed = Speed()
-        thread = threading.Thread(target=self._keep_on, args=(speed, between), name="vlm")
         self._stop.clear()
-        thread.start()
-        try:
-            yield speed
-        finally:
-            self._stop.set()
-            thread.join()
+        with ThreadPoolExecutor(1, "vlm") as thread:
+            answering = thread.submit(self._keep_on, speed, between)
+            try:
+                yield speed
+            finally:
+                self._stop.set()
+            answering.result()
 
     def _keep_on(self, speed: Speed, between: Yield) -> None:
         get_device().make_current()
@@ -131,20 +94,3 @@ class Answering:
         """Free everything but the weights."""
         self._decoder.close()
         self._stream.close()
-
-
-def main() -> None:
-    """A process beside the detector's: answers between two lines of its input, tells its speed."""
-    get_device().make_current()
-    answering = Answering(LanguageSetting(sys.argv[1]), draw_weights(sys.argv[1]))
-    print("ready", flush=True)
-    for line in iter(sys.stdin.readline, ""):
-        if line.strip() != "go":
-            break
-        with answering.without_pause() as speed:
-            sys.stdin.readline()
-        print(json.dumps(speed.told()), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -19,6 +19,7 @@ from tiny_models import write_detector
 pytest.importorskip("cv2")
 from benchmarks.int8 import oracle, tensorrt_h100
 from benchmarks.int8.oracle import match_figures
+from benchmarks.vlm import corun_process, corun_tensorrt
 from edge_perception.core.detections import Detections
 from edge_perception.errors import EngineError
 
@@ -87,6 +88,11 @@ def build_all(models: Path) -> None:
 def test_what_the_bundle_runs_is_python_39(name: str) -> None:
     path = Path(tensorrt_h100.__file__).with_name(f"{name}.py")
     ast.parse(path.read_text(), feature_version=(3, 9))
+
+
+@pytest.mark.parametrize("module", [corun_process, corun_tensorrt])
+def test_detector_that_the_bundle_runs_is_python_39(module: ModuleType) -> None:
+    ast.parse(Path(module.__file__).read_text(), feature_version=(3, 9))
 
 
 def test_dry_run_prints_every_engine_and_touches_nothing(
@@ -179,3 +185,14 @@ def test_old_engines_of_another_gpu_are_not_measured(
     job = tensorrt_h100.find_jobs(models)[0]
     with pytest.raises(EngineError, match="GPU: built for NVIDIA H100, here NVIDIA H200"):
         tensorrt_h100.obtain(job, trt, ("NVIDIA H200", "9.0"), models.parent / "work", "never")
+
+
+def test_built_engine_serves_as_the_detector_beside_a_language_model(
+    models: Path, trt: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corun_tensorrt, "CudaRuntime", FakeCuda)
+    build_all(models)
+    detector = corun_tensorrt.TensorRtDetector(models, models.parent / "work", "trained")
+    run = detector.run(rate_hz=1000.0, frames=20)
+    assert len(run.latencies_ms) + run.skipped == 20
+    assert min(run.latencies_ms) > 0
