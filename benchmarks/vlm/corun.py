@@ -144,25 +144,22 @@ def measure_all(
         if language.model not in speeds:
             speeds[language.model] = bench.alone(language, seconds=4.0)
             print(f"{language.model} alone: {speeds[language.model]}", flush=True)
-    known = {row["name"] for row in result["settings"]}
-    result["left_out"] = []
     for setting in settings:
-        if setting.name in known:
-            continue
-        is_late = time.monotonic() + setting.seconds > until_s
-        if is_late or setting.detector not in bench.detectors:
-            result["left_out"].append(setting.name)
-            continue
-        result["settings"].append(bench.measure(setting))
-        print_row(result["settings"][-1])
+        known = {row["name"] for row in result["settings"]}
+        fits = time.monotonic() + setting.seconds <= until_s
+        if fits and setting.name not in known and setting.detector in bench.detectors:
+            result["settings"].append(bench.measure(setting))
+            print_row(result["settings"][-1])
         write(result, out)
-    write(result, out)
 
 
 def write(result: dict[str, Any], out: Path) -> None:
     """Write the file, with the figures that the goals speak of."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({**result, **summarise(result)}, indent=2) + "\n")
+    known = {row["name"] for row in result["settings"]}
+    left_out = [setting.name for setting in all_settings() if setting.name not in known]
+    told = {**result, "left_out": left_out, **summarise(result)}
+    out.write_text(json.dumps(told, indent=2) + "\n")
 
 
 def summarise(result: dict[str, Any]) -> dict[str, Any]:
