@@ -1,9 +1,9 @@
 """The whole detector path on the GPU: from a frame on the host to boxes on the host.
 
-What runs is the product: ring, ``DevicePath``, its kernels and events. The network is the demo
+What runs is the product: ring, ``DevicePath``, its kernels and events. The network here is the demo
 detector's architecture in FP16 by torch, replayed as a CUDA graph, with random weights: its time
-does not depend on them, and its accuracy is measured elsewhere. The threshold is set so that about
-200 candidates reach suppression, a crowded scene.
+does not depend on them, and its accuracy is measured elsewhere; tensorrt_path.py has the trained
+one in INT8. The threshold is set so that about 200 candidates reach suppression, a crowded scene.
 """
 
 from __future__ import annotations
@@ -108,17 +108,22 @@ class TorchEngine:
 
 
 class Path:
-    """The product's path around that network, and a ring on the GPU."""
+    """The product's path around a network, and a ring on the GPU."""
 
-    def __init__(self) -> None:
-        self.manifest = network_manifest()
-        backend = DeviceBackend("torch", TorchEngine(self.manifest), Workspace(), cuda_graph=False)
-        self._backend = backend
-        self._path = DevicePath(self.manifest, backend)
+    def __init__(self, manifest: Manifest, backend: DeviceBackend) -> None:
+        self.manifest, self._backend = manifest, backend
+        self._path = DevicePath(manifest, backend)
         spec = RingSpec("path", slots=4, slot_bytes=FULL_HD.size_bytes)
         self.ring = FrameRing.create(spec, transport_named("cuda_in_process"))
         self._sequence = 0
         self.threshold = 0.5
+
+    @classmethod
+    def by_torch(cls) -> Path:
+        """Around the demo architecture, by torch."""
+        manifest = network_manifest()
+        backend = DeviceBackend("torch", TorchEngine(manifest), Workspace(), cuda_graph=False)
+        return cls(manifest, backend)
 
     def run(self, write: Write) -> tuple[DeviceResult, dict[str, float]]:
         """Take one frame through; returns what came and the times in ms.
@@ -191,8 +196,16 @@ def network_manifest() -> Manifest:
 
 
 def measure_detector_path() -> dict[str, Any]:
-    """From a frame in pinned memory, from one elsewhere (a copy more), and from a JPEG."""
-    path = Path()
+    """Measure the path around the demo architecture by torch."""
+    network = "demo detector's architecture, 640x480, FP16 torch, CUDA graph"
+    return {**measure_path(Path.by_torch()), "network": network}
+
+
+def measure_path(path: Path) -> dict[str, Any]:
+    """From a frame in pinned memory, from one elsewhere (a copy more), and from a JPEG.
+
+    Closes the path.
+    """
     frames = [random_frame(seed) for seed in range(8)]
 
     def copied(ring: FrameRing, sequence: int) -> object:
@@ -213,7 +226,6 @@ def measure_detector_path() -> dict[str, Any]:
             "through_copy": _measure(path, copied),
             "from_jpeg": _measure_jpeg(path),
             "equality": equality,
-            "network": "demo detector's architecture, 640x480, FP16 torch, CUDA graph",
             "frame": "1920x1080 rgb8",
         }
     finally:
