@@ -47,6 +47,12 @@ _MODEL = (
         fixed=True,
     ),
     Declaration(
+        "vision_int8",
+        False,
+        "Whether the vision tower multiplies in 8 bits: faster, and a little less exact.",
+        fixed=True,
+    ),
+    Declaration(
         "context",
         2048,
         "Tokens that picture, prompt and answer may take together.",
@@ -173,6 +179,7 @@ def model_choice(values: Mapping[str, Any]) -> ModelChoice:
         threads=values["threads"],
         context=values["context"],
         segments=values["segments"],
+        vision_int8=values["vision_int8"],
     )
 
 

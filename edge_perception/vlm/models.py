@@ -27,6 +27,7 @@ class ModelChoice:
     threads: int = 0
     context: int = 2048
     segments: int = 1
+    vision_int8: bool = False
 
 
 def open_model(choice: ModelChoice) -> VisionLanguageModel:
@@ -48,7 +49,7 @@ def open_model(choice: ModelChoice) -> VisionLanguageModel:
         )
     from edge_perception.vlm.onnx_model import open_onnx_model
 
-    return open_onnx_model(choice.path, threads=choice.threads)
+    return open_onnx_model(choice.path, threads=choice.threads, vision_int8=choice.vision_int8)
 
 
 def _open_checkpoint(choice: ModelChoice) -> VisionLanguageModel:

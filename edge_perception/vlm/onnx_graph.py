@@ -6,8 +6,8 @@ of ONNX Runtime's own operators (``MatMulNBits``, ``GroupQueryAttention`` with i
 cache, fused norms): an exported trace would have to be pattern-matched into these again.
 
 Weights stay in 4 bits and are multiplied in float32 (``accuracy_level`` 1), which gives torch's
-results but for rounding. Left out: 8-bit activations (level 4), which are faster and are not what
-was examined.
+results but for rounding. The vision tower may round its inputs to 8 bits as well (level 4: whole
+numbers, a scale for each group of a row).
 
 Patches come in the order in which pixel shuffle joins them: attention does not mind the order, and
 joining is then a reshape. So the vision graph knows nothing of the picture's size.
@@ -27,14 +27,18 @@ from edge_perception.errors import CheckpointError
 from edge_perception.vlm.nibbles import NibbleCheckpoint, NibbleMatrix, stack
 
 _MICROSOFT = "com.microsoft"
-_FLOAT32_COMPUTE = 1
+_FLOAT32_COMPUTE, _INT8_COMPUTE = 1, 4
 _VISION, _TEXT = "model.vision_model", "model.text_model"
 
 
 class _Graph:
-    """Nodes and weights of a graph being built; every method returns its node's first output."""
+    """Nodes and weights of a graph being built; every method returns its node's first output.
 
-    def __init__(self) -> None:
+    With ``int8`` linear layers round their inputs to 8 bits.
+    """
+
+    def __init__(self, *, int8: bool = False) -> None:
+        self._compute = _INT8_COMPUTE if int8 else _FLOAT32_COMPUTE
         self._nodes: list[Any] = []
         self._weights: list[Any] = []
 
@@ -64,7 +68,7 @@ class _Graph:
         ]
         product = self.node(
             "MatMulNBits", inputs, domain=_MICROSOFT, K=columns, N=rows, bits=4,
-            block_size=matrix.group_size, accuracy_level=_FLOAT32_COMPUTE,
+            block_size=matrix.group_size, accuracy_level=self._compute,
         )[0]  # fmt: skip
         if matrix.bias is None:
             return product
@@ -92,15 +96,16 @@ def _integer(name: str, *shape: int | str, wide: bool = True) -> Any:
     return helper.make_tensor_value_info(name, kind, list(shape))
 
 
-def vision_graph(checkpoint: NibbleCheckpoint) -> bytes:
+def vision_graph(checkpoint: NibbleCheckpoint, *, int8: bool = False) -> bytes:
     """The vision tower and the connector, as the bytes of an ONNX model.
 
     Inputs: ``patches`` float32 (1, P, 3 * side^2), joined in fours by their order; ``positions``
-    int64 (P,). Output: ``tokens`` float32 (1, P / pooling^2, width of the language tower).
+    int64 (P,). Output: ``tokens`` float32 (1, P / pooling^2, width of the language tower). With
+    ``int8`` linear layers round their inputs to 8 bits; patches and connector stay in float32.
     """
     config = checkpoint.config["vision_config"]
     _expect_activation(config, "gelu_pytorch_tanh")
-    graph, width = _Graph(), int(config["hidden_size"])
+    graph, width = _Graph(int8=int8), int(config["hidden_size"])
     embedding = f"{_VISION}.embeddings.patch_embedding"
     kernel = checkpoint.floats(f"{embedding}.weight").reshape(width, -1)
     seen = graph.matmul("patches", kernel)

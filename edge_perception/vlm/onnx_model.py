@@ -64,7 +64,13 @@ class OnnxVisionLanguageModel:
     backend = "onnxruntime"
 
     def __init__(
-        self, checkpoint: Path, *, name: str, image_sides_px: Sequence[int], threads: int = 0
+        self,
+        checkpoint: Path,
+        *,
+        name: str,
+        image_sides_px: Sequence[int],
+        threads: int = 0,
+        vision_int8: bool = False,
     ) -> None:
         """Read a checkpoint in AutoAWQ's layout; ``threads`` 0 means one a physical core.
 
@@ -85,7 +91,7 @@ class OnnxVisionLanguageModel:
         self._empty: Cache = (np.zeros((1, shape.kv_heads, 0, shape.head_dim), np.float32),) * (
             2 * shape.layers
         )
-        self._vision: Any = _session(vision_graph(weights), threads)
+        self._vision: Any = _session(vision_graph(weights, int8=vision_int8), threads)
         self._language: Any = _session(language_graph(weights, self._capacity), threads)
         self._read_tokenizer(checkpoint / "tokenizer.json", shape.vocab_size)
         self._latest: _Answer | None = None
@@ -221,7 +227,9 @@ def _session(model: bytes, threads: int) -> Any:
         raise CheckpointError(f"ONNX Runtime cannot run this model ({error})") from error
 
 
-def open_onnx_model(manifest: Path, *, threads: int = 0) -> OnnxVisionLanguageModel:
+def open_onnx_model(
+    manifest: Path, *, threads: int = 0, vision_int8: bool = False
+) -> OnnxVisionLanguageModel:
     """Open the model that a manifest names; raises ``ManifestError`` and ``CheckpointError``."""
     try:
         mapping = yaml.safe_load(manifest.read_text(encoding="utf-8"))
@@ -232,6 +240,7 @@ def open_onnx_model(manifest: Path, *, threads: int = 0) -> OnnxVisionLanguageMo
         name=_text(mapping, "name"),
         image_sides_px=_sides(mapping),
         threads=threads,
+        vision_int8=vision_int8,
     )
 
 

@@ -37,6 +37,7 @@ from edge_perception.vlm.image_prompts import (
     image_prompt_of,
     image_token_of,
 )
+from edge_perception.vlm.int8_vision import to_int8_vision
 from edge_perception.vlm.language_tower import AskedPrompt, LanguageTower, TowerSource
 from edge_perception.vlm.models import ModelChoice
 from edge_perception.vlm.tower import take_tower
@@ -216,6 +217,8 @@ def open_checkpoint(choice: ModelChoice) -> TransformersModel:
     words = Words(choice.path, config, picture)
     with memory_errors():
         model = load_model(choice.path, device=device, dtype=dtype)
+        if choice.vision_int8:
+            to_int8_vision(model)
         tower = _language_tower(model, choice)
     return TransformersModel(
         choice.path.name, model, tower, words, picture, _image_processor(choice.path)

@@ -105,6 +105,17 @@ def by_transformers(checkpoint, pixels, text, side, tokens=6):
     return tuple(written), ids.shape[1] - len(written)
 
 
+def test_vision_tower_in_8_bits_sees_nearly_the_same(model, checkpoint, pixels):
+    rounded = open_onnx_model(checkpoint / "manifest.yaml", threads=1, vision_int8=True)
+    wanted, got = (
+        np.concatenate([part.ravel() for part in each.encode_image(pixels, SIDE).cache])
+        for each in (model, rounded)
+    )
+    rounded.close()
+    error = np.linalg.norm(got - wanted) / np.linalg.norm(wanted)
+    assert 0 < error < 0.1
+
+
 @pytest.mark.parametrize("side", [32, 64])
 @pytest.mark.parametrize("text", ["what is there ?", "is there a cup ?"])
 def test_answers_are_those_of_transformers(model, checkpoint, pixels, text, side):
