@@ -4,8 +4,8 @@ A vision tower is a prompt without a decode step: hundreds of rows at once, boun
 that 8-bit products gain what 8-bit weights alone do not. Weights get one scale an output channel,
 inputs one a row when they arrive (``int8_linear``): nothing is calibrated, and any checkpoint will
 do. Left out: SmoothQuant's shift of outliers into the weights, which wants calibration pictures and
-a norm before each layer; attention's own products, norms and the projector stay as they are. So do
-layers whose widths the library's product does not take (Qwen2.5-VL's 3420).
+a norm before each layer; attention's own products, norms and the projector stay as they are. The
+library's product wants widths of whole sixteens: others (Qwen2.5-VL's 3420) are filled up by zeros.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from edge_perception.errors import CheckpointError
 from edge_perception.vlm.int8_linear import Int8Weight, quantise_rows
@@ -33,19 +34,22 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Int8Weight, product: Product) -> None:
         super().__init__()
-        self.weight = weight
+        self.out_features, self.in_features = weight.out_features, weight.in_features
+        self.weight = _filled_up(weight)
         self._product = product
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Apply the layer to float ``inputs`` [..., K]."""
-        rows = inputs.reshape(-1, inputs.shape[-1]).contiguous()
-        return self._product(rows, self.weight).view(*inputs.shape[:-1], -1)
+        rows = inputs.reshape(-1, self.in_features)
+        rows = functional.pad(rows, (0, self.weight.in_features - self.in_features)).contiguous()
+        result = self._product(rows, self.weight)[:, : self.out_features]
+        return result.reshape(*inputs.shape[:-1], self.out_features)
 
 
 def to_int8_vision(model: nn.Module) -> int:
     """Turn a transformers model's vision tower; returns how many layers were turned.
 
-    Raises ``CheckpointError`` where there is no tower, or no layer that can be turned.
+    Raises ``CheckpointError`` where there is no tower, or no linear layer in it.
     """
     tower = _tower(model)
     product = product_on(next(tower.parameters()).device)
@@ -53,12 +57,13 @@ def to_int8_vision(model: nn.Module) -> int:
         (parent, name, layer)
         for parent in tower.modules()
         for name, layer in parent.named_children()
-        if isinstance(layer, (nn.Linear, PackedLinear)) and _can_be_turned(layer)
+        # A subclass of Linear (in torch's own attention) is there for its weight to be read.
+        if type(layer) is nn.Linear or isinstance(layer, PackedLinear)
     ]
     for parent, name, layer in layers:
         setattr(parent, name, Int8Linear(round_weight(layer), product))
     if not layers:
-        raise CheckpointError("no layer of the vision tower can be turned to 8 bits")
+        raise CheckpointError("the vision tower has no linear layer to turn to 8 bits")
     return len(layers)
 
 
@@ -68,6 +73,14 @@ def round_weight(layer: nn.Linear | PackedLinear) -> Int8Weight:
     scales = quantise_rows(weight)[1].to(torch.float16)
     codes = torch.round(weight.float() / scales.float()).clamp(-HIGHEST, HIGHEST)
     return Int8Weight(codes.to(torch.int8), scales, layer.bias)
+
+
+def _filled_up(weight: Int8Weight) -> Int8Weight:
+    """The same matrix with zeros below and beside it, up to widths that the product takes."""
+    below, beside = (-width % _WIDTHS for width in (weight.out_features, weight.in_features))
+    bias = None if weight.bias is None else functional.pad(weight.bias, (0, below))
+    codes = functional.pad(weight.codes, (0, beside, 0, below))
+    return Int8Weight(codes, functional.pad(weight.scales, (0, 0, 0, below)), bias)
 
 
 def product_on(device: torch.device) -> Product:
@@ -97,7 +110,3 @@ def _tower(model: nn.Module) -> nn.Module:
         if isinstance(found, nn.Module):
             return found
     raise CheckpointError("the model has no vision tower", expected=" or ".join(TOWERS))
-
-
-def _can_be_turned(layer: nn.Linear | PackedLinear) -> bool:
-    return layer.in_features % _WIDTHS == 0 and layer.out_features % _WIDTHS == 0

@@ -61,31 +61,41 @@ def test_packed_layer_is_turned_from_what_it_stands_for() -> None:
     assert error < 0.51 * packed.packed.dequantize().abs().max() / 127
 
 
-class Toy(nn.Module):
-    """A model whose tower has two layers, of which one has a width that the product refuses."""
+@pytest.mark.parametrize(("outputs", "inputs"), [(36, 64), (48, 20), (7, 9)])
+def test_widths_that_the_product_does_not_take_are_filled_up(outputs: int, inputs: int) -> None:
+    weight = round_weight(linear(outputs, inputs))
+    layer = Int8Linear(weight, product_on(CPU))
+    assert layer.weight.in_features % 16 == layer.weight.out_features % 16 == 0
+    x = torch.randn(5, inputs)
+    torch.testing.assert_close(layer(x), int8_linear(x, weight), rtol=1e-5, atol=1e-6)
 
-    def __init__(self, name: str = "visual", widths: tuple[int, int] = (32, 36)) -> None:
-        super().__init__()
-        self.model = nn.Module()
-        layers = nn.Sequential(linear(widths[0], 64), linear(widths[1], widths[0]))
-        setattr(self.model, name, layers)
+
+def with_tower(name: str, tower: nn.Module) -> nn.Module:
+    model = nn.Module()
+    model.model = nn.Module()
+    setattr(model.model, name, tower)
+    return model
 
 
-def test_layers_of_odd_widths_stay_as_they_are() -> None:
-    toy = Toy()
-    assert to_int8_vision(toy) == 1
-    assert isinstance(toy.model.visual[0], Int8Linear)
-    assert isinstance(toy.model.visual[1], nn.Linear)
+def test_attention_of_torch_that_reads_its_weights_stays_as_it_is() -> None:
+    tower = nn.Sequential(linear(), nn.MultiheadAttention(48, 2))
+    assert to_int8_vision(with_tower("visual", tower)) == 1
+    assert isinstance(tower[0], Int8Linear)
+    x = torch.randn(3, 48)
+    assert tower[1](x, x, x)[0].shape == (3, 48)
 
 
 @pytest.mark.parametrize(
-    ("toy", "problem"),
-    [(Toy(name="ear"), "no vision tower"), (Toy(widths=(20, 36)), "no layer of the vision tower")],
-    ids=["no tower", "no layer that fits"],
+    ("model", "problem"),
+    [
+        (with_tower("ear", linear()), "no vision tower"),
+        (with_tower("visual", nn.Sequential(nn.LayerNorm(4))), "no linear layer"),
+    ],
+    ids=["no tower", "nothing to turn"],
 )
-def test_model_that_cannot_be_turned_is_refused(toy: Toy, problem: str) -> None:
+def test_model_that_cannot_be_turned_is_refused(model: nn.Module, problem: str) -> None:
     with pytest.raises(CheckpointError, match=problem):
-        to_int8_vision(toy)
+        to_int8_vision(model)
 
 
 @pytest.mark.parametrize("family", ["LLaVA", "Qwen2.5-VL", "SmolVLM"])
