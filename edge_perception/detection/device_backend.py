@@ -16,6 +16,7 @@ from edge_perception.backends.base import Tensor
 from edge_perception.core.image import UInt8Array
 from edge_perception.core.manifest import TensorSpec
 from edge_perception.errors import EngineError
+from edge_perception.gpu.lost_gpu import giving_back
 
 
 class DeviceEngine(Protocol):
@@ -161,8 +162,9 @@ class DeviceBackend:
         """Free engine and memory; arrays that ``infer`` returned are invalid from here on."""
         if not self._closed:
             self._closed = True
-            self.workspace.make_current()
-            self.workspace.synchronize()
+            with giving_back(f"what {self.name} still had to do"):
+                self.workspace.make_current()
+                self.workspace.synchronize()
             self._engine.close()
             self.workspace.close()
 

@@ -27,6 +27,7 @@ from edge_perception.gpu.cuda import (
     read_handle,
 )
 from edge_perception.gpu.ledger import ReadDone
+from edge_perception.gpu.lost_gpu import giving_back
 from edge_perception.gpu.memory import ExportedMemory
 from edge_perception.gpu.pinned_memory import allocate_pinned, view_host
 
@@ -250,11 +251,12 @@ class ImportedDeviceMemory:
         if self._closed:
             return
         self._closed = True
-        self._device.make_current()
-        self._device.synchronize()
-        for event in (*self._write_done, *self._read_done.values()):
-            event.close()
-        checked(driver.cuIpcCloseMemHandle(self._base), "unmapping shared device memory")
+        with giving_back("the mapping of another process's memory"):
+            self._device.make_current()
+            self._device.synchronize()
+            for event in (*self._write_done, *self._read_done.values()):
+                event.close()
+            checked(driver.cuIpcCloseMemHandle(self._base), "unmapping shared device memory")
 
 
 class CudaInProcessTransport:

@@ -10,6 +10,7 @@ from edge_perception.core.image import PACKED_BYTES_PER_PIXEL, ImageFormat, UInt
 from edge_perception.errors import FrameError
 from edge_perception.gpu import dlpack
 from edge_perception.gpu.ledger import Grant, ReadDone
+from edge_perception.gpu.lost_gpu import giving_back
 from edge_perception.gpu.memory import FrameMemory
 
 
@@ -133,8 +134,15 @@ class FrameLease:
         memory, self._memory = self._memory, None
         if memory is None:
             return
-        mark = memory.record_read(self._grant.slot, self._streams) if self._streams else None
-        self._give_back(self._grant, mark)
+        self._give_back(self._grant, self._mark_end(memory))
+
+    def _mark_end(self, memory: FrameMemory) -> ReadDone | None:
+        """Mark the end of the work on the frame; None if there was none, or its GPU is lost."""
+        mark: ReadDone | None = None
+        if self._streams:
+            with giving_back(f"the mark behind frame {self.sequence}"):
+                mark = memory.record_read(self._grant.slot, self._streams)
+        return mark
 
     def __enter__(self) -> FrameLease:
         return self

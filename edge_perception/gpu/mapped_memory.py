@@ -18,6 +18,7 @@ from edge_perception.gpu.cuda import Device, Event, checked, get_device
 from edge_perception.gpu.cuda_memory import events_of
 from edge_perception.gpu.host_memory import HostMemory, SharedMemoryTransport
 from edge_perception.gpu.ledger import ReadDone
+from edge_perception.gpu.lost_gpu import giving_back
 from edge_perception.gpu.memory import ExportedMemory
 
 
@@ -101,9 +102,10 @@ class MappedMemory:
         if self._closed:
             return
         self._closed = True
-        self._device.make_current()
-        self._device.synchronize()
-        checked(driver.cuMemHostUnregister(self._address), "unregistering shared memory")
+        with giving_back("the registration of shared memory"):
+            self._device.make_current()
+            self._device.synchronize()
+            checked(driver.cuMemHostUnregister(self._address), "unregistering shared memory")
         self._host.close()
 
 

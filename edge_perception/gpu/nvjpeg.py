@@ -26,6 +26,7 @@ from edge_perception.core.image import ImageFormat, UInt8Array
 from edge_perception.errors import CudaError, EdgePerceptionError, ImageError
 from edge_perception.gpu.cuda import Device, Event, Stream, checked, get_device
 from edge_perception.gpu.jpeg_header import is_plain_jpeg
+from edge_perception.gpu.lost_gpu import giving_back
 
 TOLERANCE_LEVELS = 1.0
 """Largest mean difference from libjpeg's picture, in levels of 255, that a probe accepts."""
@@ -153,14 +154,15 @@ class NvJpegDecoder:
         """Wait for what is under way and free everything; idempotent."""
         if not self._handle:
             return
-        self._device.make_current()
-        for state, done in self._states:
-            done.synchronize()
-            done.close()
-            self._library.nvjpegJpegStateDestroy(state)
+        handle, self._handle = self._handle, ctypes.c_void_p()
+        with giving_back("the JPEG decoder"):
+            self._device.make_current()
+            for state, done in self._states:
+                done.synchronize()
+                done.close()
+                self._library.nvjpegJpegStateDestroy(state)
+            self._library.nvjpegDestroy(handle)
         self._states.clear()
-        self._library.nvjpegDestroy(self._handle)
-        self._handle = ctypes.c_void_p()
 
     def _check_size(self, data: UInt8Array, image_format: ImageFormat) -> None:
         """Ask nvJPEG itself for the size: it writes as much as it reads there, unchecked."""

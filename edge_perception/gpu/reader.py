@@ -20,6 +20,7 @@ from edge_perception.gpu import lease_protocol as protocol
 from edge_perception.gpu.descriptor import FrameDescriptor, ring_address
 from edge_perception.gpu.lease import FrameLease
 from edge_perception.gpu.ledger import Grant, ReadDone
+from edge_perception.gpu.lost_gpu import giving_back
 from edge_perception.gpu.memory import FrameMemory, Transport
 from edge_perception.gpu.transports import transport_named
 
@@ -96,6 +97,7 @@ class FrameReader:
 
         Raises:
             FrameWriterGone: the writer has ended; attach to its successor.
+            FrameError, CudaError: the frame's memory cannot be opened here.
         """
         with self._turn:
             if self._closed:
@@ -147,7 +149,11 @@ class FrameReader:
         grant = protocol.parse_grant(packet.get("grant"))
         if "memory" in packet:
             exported = protocol.parse_memory(packet["memory"], files)
-            self._memories[grant.epoch] = self._transport.open(exported)
+            try:
+                self._memories[grant.epoch] = self._transport.open(exported)
+            except BaseException:
+                self._say_released(grant, "")
+                raise
         lease = FrameLease(grant, self._memories[grant.epoch], self._give_back)
         self._held[grant.epoch, grant.serial] = lease
         self._drop_old_epochs(grant.epoch)
@@ -160,13 +166,19 @@ class FrameReader:
 
     def _give_back(self, grant: Grant, read_done: ReadDone | None) -> None:
         """Tell the writer; takes no lock, because a finaliser may call it anywhere."""
-        mark = "" if read_done is None else self._memories[grant.epoch].export_read_done(read_done)
-        packet = {"op": "release", "epoch": grant.epoch, "serial": grant.serial, "read_done": mark}
-        with suppress(FrameWriterGone):  # then nobody is left to reuse the slot
-            self._send(packet)
+        mark = ""
+        if read_done is not None:
+            with giving_back(f"the mark behind frame {grant.info.sequence}"):
+                mark = self._memories[grant.epoch].export_read_done(read_done)
+        self._say_released(grant, mark)
         del self._held[grant.epoch, grant.serial]
         if self._closed and not self._held:
             self._detach()
+
+    def _say_released(self, grant: Grant, mark: str) -> None:
+        packet = {"op": "release", "epoch": grant.epoch, "serial": grant.serial, "read_done": mark}
+        with suppress(FrameWriterGone):  # then nobody is left to reuse the slot
+            self._send(packet)
 
     def _send(self, packet: protocol.Packet) -> None:
         said = {**packet, "nonce": self._nonce}

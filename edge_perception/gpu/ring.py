@@ -45,6 +45,7 @@ from edge_perception.gpu.host_memory import InProcessTransport
 from edge_perception.gpu.lease import FrameLease
 from edge_perception.gpu.lease_server import LeaseServer
 from edge_perception.gpu.ledger import Grant, ReadDone, SlotLedger
+from edge_perception.gpu.lost_gpu import giving_back
 from edge_perception.gpu.memory import FrameMemory, Transport
 from edge_perception.gpu.ring_spec import RingCounters, RingSpec
 
@@ -401,15 +402,8 @@ class FrameRing:
             self._book(release)
         for epoch in [epoch for epoch in self._retired if not epoch.ledger.grants]:
             self._retired.remove(epoch)
-            self._close_memory(epoch.memory)
-
-    def _close_memory(self, memory: FrameMemory) -> None:
-        try:
-            memory.close()
-        except CudaError as error:
-            if not error.sticky:
-                raise
-            _LOG.warning("ring %r: memory is lost with its GPU: %s", self.spec.name, error)
+            with giving_back(f"memory of ring {self.spec.name!r}"):
+                epoch.memory.close()
 
     def _forget_distant(self, grant: Grant) -> None:
         """Give up another process's lease after the hang-up, if its mapping is its own."""

@@ -17,6 +17,7 @@ from edge_perception.core.manifest import Preprocessing
 from edge_perception.gpu.cuda import Event, Stream, checked, get_device
 from edge_perception.gpu.detections_cuda import CudaDecoder
 from edge_perception.gpu.head_layout import HeadLayoutArgument
+from edge_perception.gpu.lost_gpu import giving_back
 from edge_perception.gpu.pinned_memory import allocate_pinned, view_host
 from edge_perception.gpu.preprocess_cuda import CudaPreprocessor
 
@@ -150,8 +151,11 @@ class Workspace:
 
     def close(self) -> None:
         """Wait for the stream, then free everything; may be called twice."""
-        if not self.stream:
-            return
+        if self.stream:
+            with giving_back("a network's memory"):
+                self._free()
+
+    def _free(self) -> None:
         self.make_current()
         self.synchronize()
         for made in (*self._graphs, *self._kernels):

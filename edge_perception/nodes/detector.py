@@ -281,8 +281,13 @@ class DetectorNode(ManagedNode):
             lease = self._streams[index].acquire_newest()
             if lease is not None:
                 self._next_stream = index + 1
-                with lease:
-                    self._process(lease, self._streams[index])
+                try:
+                    with lease:
+                        self._process(lease, self._streams[index])
+                except Exception as error:
+                    # A runtime that breaks must not take the process along; but the lease ends
+                    # first: its end is marked on the model's stream, which failing closes.
+                    self.fail(f"inference failed: {type(error).__name__}: {error}")
                 return True
         return False
 
@@ -302,9 +307,6 @@ class DetectorNode(ManagedNode):
             self._last_error = str(error)
             self._foresight.inference_ended()
             self._foresight.finished(0)
-            return
-        except Exception as error:  # a runtime that breaks must not take the process along
-            self.fail(f"inference failed: {type(error).__name__}: {error}")
             return
         self._counts["processed"] += 1
         self._publish(lease, stream.name, result, recorder)

@@ -9,7 +9,7 @@ from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 
-from edge_perception.errors import FrameError, FrameWriterGone
+from edge_perception.errors import CudaError, FrameError, FrameWriterGone
 from edge_perception.gpu.lease import FrameLease
 from edge_perception.gpu.reader import FrameReader
 from edge_perception.nodes.camera import CameraNode
@@ -162,7 +162,7 @@ class RemoteFrameStream:
             return self._seen.see(self._reader.acquire_newest(self._seen.last))
         except FrameWriterGone:
             self._detach()  # its successor's next handle attaches again
-        except FrameError as error:
+        except (FrameError, CudaError) as error:  # CUDA's: its memory cannot be opened here
             self._refuse(error)
             self._detach()
         return None
@@ -182,7 +182,7 @@ class RemoteFrameStream:
             return
         self._wake()
 
-    def _refuse(self, error: FrameError) -> None:
+    def _refuse(self, error: FrameError | CudaError) -> None:
         self.refused += 1
         self.last_refusal = str(error)
 

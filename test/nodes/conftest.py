@@ -100,6 +100,20 @@ class Graph:
         self.wait_for(lambda: self.level("detector") in ("ok", "warn"))
         return process
 
+    def start_arrangement(
+        self, arrangement: str, manifest: Path, transport: str, **parameters: Any
+    ) -> None:
+        """Start camera and detector, in one "container" or as "processes", over a transport."""
+        parameters = {"camera__frame_transport": transport, **parameters}
+        if arrangement == "container":
+            self.start_container(manifest, **parameters)
+            return
+        given = {"manifest": manifest, "threads": 1, "autostart": True, **parameters}
+        self.start("camera", share_frames=True, **given)
+        self.start("detector", **given)
+        for node in ("camera", "detector"):
+            self.wait_for(lambda node=node: self.level(node) in ("ok", "warn"))
+
     def logs(self) -> str:
         """What every process printed."""
         return "\n".join(path.read_text() for path in sorted(self.folder.glob("*.log")))

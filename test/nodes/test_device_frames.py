@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("rclpy")
-from emulated_gpu import EmulatedTransport
+from diagnostic_msgs.msg import DiagnosticStatus
+from emulated_gpu import EmulatedRing, EmulatedTransport
 from fake_tensorrt import FakeWorkspace, fake_tensorrt
 from pictures import BLUE, GREEN, RED, picture, raw_fields
 from rclpy.lifecycle import TransitionCallbackReturn
@@ -27,7 +28,7 @@ from edge_perception.core.detections import Detections
 from edge_perception.core.latency import SpanRecorder
 from edge_perception.detection import runtimes
 from edge_perception.detection.detector import DetectionSettings, open_detector
-from edge_perception.errors import FrameError
+from edge_perception.errors import CudaError, FrameError
 from edge_perception.gpu import transports
 from edge_perception.gpu.host_memory import HostMemory
 from edge_perception.gpu.lease import FrameLease
@@ -148,6 +149,39 @@ def test_detections_do_not_depend_on_where_frames_lie_and_the_way_is_told(
     uploaded = sum(gpu.uploads for gpu in workspaces) - uploads
     assert uploaded == (len(SENT) if way == "host to gpu" else 0)
     assert graph.camera.ring.counters.leases_held == 0
+
+
+def test_gpu_lost_under_the_detector_fails_the_node_which_gives_its_frame_back(
+    start: Any, workspaces: list[Gpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = start("cuda_in_process", "tensorrt")
+    graph.send(1, **SENT[0])
+    open_at_the_end: list[bool] = []
+
+    def fail(*_: object) -> None:
+        error = CudaError("CUDA failed while waiting for a stream", got="CUDA_ERROR_LAUNCH_FAILED")
+        error.sticky = True
+        raise error
+
+    def mark_end(*_: object) -> None:
+        open_at_the_end.append(not workspaces[-1].closed)
+        fail()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Gpu, "synchronize", fail)
+        patch.setattr(EmulatedRing, "record_read", mark_end)
+        graph.send(2, **SENT[0])
+    assert open_at_the_end == [True], "the mark is made on a stream that lives"
+    level, message = graph.detector._health()
+    assert level == DiagnosticStatus.ERROR
+    assert "inference failed" in message
+    assert "CUDA_ERROR_LAUNCH_FAILED" in message
+    assert graph.camera.ring.counters.leases_held == 0
+
+    assert graph.detector.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    graph.detector.trigger_activate()
+    graph.send(3, **SENT[0])
+    assert len(graph.found) == 2
 
 
 class FullGpu(EmulatedTransport):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,26 @@ from sensor_msgs.msg import Image
 from vision_msgs.msg import Detection2DArray
 
 from edge_perception.errors import CudaError
-from edge_perception.gpu.host_memory import HostMemory
+from edge_perception.gpu.host_memory import HostMemory, SharedMemoryTransport
 from edge_perception.gpu.ledger import ReadDone
+from edge_perception.gpu.memory import ExportedMemory
 from edge_perception.nodes.camera import CameraNode
-from edge_perception.nodes.frame_streams import LocalFrameStream
+from edge_perception.nodes.frame_streams import LocalFrameStream, RemoteFrameStream
 from edge_perception.nodes.messages import from_detection2d_array, from_frame_handle, to_header
 
 WAYS = [
     pytest.param("container", "in_process", id="threads, private memory"),
     pytest.param("container", "shared_memory", id="threads, shared memory"),
     pytest.param("processes", "shared_memory", id="processes, shared memory"),
-    pytest.param("container", "cuda_mapped", marks=pytest.mark.gpu, id="threads, mapped memory"),
-    pytest.param("processes", "cuda_mapped", marks=pytest.mark.gpu, id="processes, mapped memory"),
+    *(
+        pytest.param(arrangement, transport, marks=pytest.mark.gpu, id=f"{readers}, {memory}")
+        for arrangement, readers, transport, memory in (
+            ("container", "threads", "cuda_in_process", "device memory"),
+            ("container", "threads", "cuda_mapped", "mapped memory"),
+            ("processes", "processes", "cuda_ipc", "device memory by CUDA IPC"),
+            ("processes", "processes", "cuda_mapped", "mapped memory"),
+        )
+    ),
 ]
 SENT = [
     (picture(RED), "rgb8", 0),
@@ -38,21 +47,11 @@ SENT = [
 ]
 
 
-def start(graph: Any, manifest: Path, arrangement: str, transport: str) -> None:
-    if arrangement == "container":
-        graph.start_container(manifest, frame_transport=transport)
-        return
-    graph.start("camera", share_frames=True, frame_transport=transport, autostart=True)
-    graph.start("detector", manifest=manifest, threads=1, autostart=True)
-    for node in ("camera", "detector"):
-        graph.wait_for(lambda node=node: graph.level(node) in ("ok", "warn"))
-
-
 @pytest.mark.parametrize(("arrangement", "transport"), WAYS)
 def test_answers_do_not_depend_on_how_frames_travel(
     graph: Any, running: Any, manifest: Path, arrangement: str, transport: str
 ) -> None:
-    start(graph, manifest, arrangement, transport)
+    graph.start_arrangement(arrangement, manifest, transport)
     detections = graph.listen(Detection2DArray, "detections")
     found = 0
     for image, encoding, padding in SENT:
@@ -147,6 +146,38 @@ def test_ring_that_lost_its_gpu_fails_the_node_and_hands_nothing_out(
     assert camera.ring is None
     assert stream.acquire_newest() is None
     assert camera.trigger_configure() == TransitionCallbackReturn.SUCCESS
+
+
+def test_frame_whose_memory_cannot_be_opened_is_refused_told_and_given_back(
+    camera: CameraNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(camera, share_frames=True, image_transport="raw")
+    camera.trigger_activate()
+    camera._on_image(image(), {})
+    assert camera.ring is not None
+    stream = RemoteFrameStream("camera/frames")
+    stream._attach(camera.ring.descriptor(1))
+
+    def fail(_: SharedMemoryTransport, exported: ExportedMemory) -> HostMemory:
+        raise CudaError("CUDA failed while opening shared device memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SharedMemoryTransport, "open", fail)
+        assert stream.acquire_newest() is None
+    assert (stream.refused, stream.last_refusal) == (
+        1,
+        "CUDA failed while opening shared device memory",
+    )
+    stream._attach(camera.ring.descriptor(1))
+    held = stream.acquire_newest()
+    assert held is not None
+    assert held.sequence == 1
+    held.release()
+    stream.stop()
+    deadline = time.monotonic() + 10
+    while camera.ring.counters.leases_held and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert camera.ring.counters.leases_held == 0
 
 
 def test_handle_names_the_ring_and_keeps_the_header(graph: Any, ros: None) -> None:
