@@ -7,7 +7,6 @@ text is, and whatever is wrong becomes a ``RequestError`` that names the field.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -29,6 +28,7 @@ prompt's deadline; a cancel; a frame too old to speak of; a prompt that could no
 
 MAX_ID_CHARACTERS = 128
 MAX_CHOICES = 64
+MAX_REGION_PX = 1 << 20
 YES_NO = ("yes", "no")
 
 _REPLACEMENT = "�"  # what broken UTF-8 has become when it arrives here
@@ -145,11 +145,12 @@ def _check_text(name: str, text: str, longest: int | None = None) -> None:
 def _check_region(region: Sequence[object] | None) -> None:
     if region is None:
         return
-    numbers = [side for side in region if isinstance(side, (int, float))]
-    if len(region) != 4 or len(numbers) != 4 or not all(map(math.isfinite, numbers)):
+    # Compared, not converted: JSON's whole numbers may be larger than any float.
+    numbers = [s for s in region if isinstance(s, (int, float)) and 0 <= s <= MAX_REGION_PX]
+    if len(region) != 4 or len(numbers) != 4:
         raise RequestError("region", expected="[left, top, right, bottom] in px", got=region)
     left, top, right, bottom = numbers
-    if left < 0 or top < 0 or right - left < 1 or bottom - top < 1:
+    if right - left < 1 or bottom - top < 1:
         raise RequestError("region", expected="at least one pixel of the image", got=region)
 
 

@@ -120,14 +120,15 @@ class VlmNode(ManagedNode):
             self._stream.stop()
 
     def cleanup(self) -> None:
-        """Release the model."""
-        if self._model is not None:
-            self._model.close()
-        self._model = self._worker = self._stream = None
+        """Release the model, last: a device that is lost may refuse even that."""
+        model, self._model = self._model, None
+        topics, self._topics = self._topics, None
+        self._worker = self._stream = None
         self._views.clear()
-        if self._topics is not None:
-            self._topics.close()
-            self._topics = None
+        if topics is not None:
+            topics.close()
+        if model is not None:
+            model.close()
 
     def apply_parameters(self, values: Mapping[str, Any]) -> None:
         """Take over everything that is not fixed, for the next answer."""

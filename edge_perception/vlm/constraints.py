@@ -39,15 +39,15 @@ def constrain_to_schema(vocabulary: Vocabulary, schema: Mapping[str, Any]) -> Gr
     Raises ``RequestError`` for a schema that is none, that nothing can meet, or that uses what
     llguidance does not know.
     """
-    text = json.dumps(schema)
-    if len(text) > _MOST_SCHEMA_CHARACTERS:
-        expected = f"at most {_MOST_SCHEMA_CHARACTERS} characters"
-        raise RequestError("schema is too long", expected=expected, got=len(text))
     try:
+        text = json.dumps(schema)
+        if len(text) > _MOST_SCHEMA_CHARACTERS:
+            expected = f"at most {_MOST_SCHEMA_CHARACTERS} characters"
+            raise RequestError("schema is too long", expected=expected, got=len(text))
         grammar = _matcher().grammar_from_json_schema(
             text, overrides={"whitespace_flexible": False}
         )
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # what was read may be too deep to be written
         raise RequestError(f"schema cannot be read ({error})") from error
     return _constrain(vocabulary, grammar)
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -119,7 +120,8 @@ class Worker:
             self._changed.notify_all()
         if not accepted:
             self.counts["refused"] += 1
-            error = f"{self._inbox.capacity} prompts wait already; ask again later"
+            full = f"{self._inbox.capacity} prompts wait already; ask again later"
+            error = "the node stops answering" if self._stopping else full
             self._outlet.tell_answer(
                 asked, self.answerer.tell(asked, None, "error", error=error), None
             )
@@ -163,8 +165,9 @@ class Worker:
         while (asked := self._await_work()) is not None:
             try:
                 self._handle(asked)
-            except Exception as error:  # a model that breaks must not take the process along
-                self._give_up(asked, error)
+            except BaseException as error:  # a thread that ends unheard would leave the node deaf
+                with suppress(Exception):  # perhaps it was the telling that broke
+                    self._give_up(asked, error)
                 self._outlet.fail(f"answering failed: {_in_words(error)}")
                 return
 
@@ -241,8 +244,9 @@ class Worker:
         return self.answerer.tell(asked, None, "error", error=error)
 
     def _why_stop(self, asked: Asked) -> str:
-        preempted = asked.is_caption and self._inbox.is_urgent
-        return "cancelled" if asked.cancelled or self._stopping or preempted else ""
+        with self._changed:
+            preempted = asked.is_caption and self._inbox.is_urgent
+            return "cancelled" if asked.cancelled or self._stopping or preempted else ""
 
     def _tell(self, asked: Asked, answer: Answer, picture: Picture | None) -> None:
         kind = "captions" if asked.is_caption else "answers"
@@ -256,7 +260,7 @@ class Worker:
         self.counts[kind] += 1
         self._outlet.tell_answer(asked, answer, picture)
 
-    def _give_up(self, asked: Asked, error: Exception) -> None:
+    def _give_up(self, asked: Asked, error: BaseException) -> None:
         """Tell whoever waits that there will be no answer."""
         with self._changed:
             self._stopping = True
@@ -265,7 +269,7 @@ class Worker:
             self._tell(each, self.answerer.tell(each, None, "error", error=_in_words(error)), None)
 
 
-def _in_words(error: Exception) -> str:
+def _in_words(error: BaseException) -> str:
     return (
         str(error) if isinstance(error, EdgePerceptionError) else f"{type(error).__name__}: {error}"
     )

@@ -65,6 +65,19 @@ def test_schema_that_cannot_be_met_is_refused(schema: dict) -> None:
         constrain_to_schema(VOCABULARY, schema)
 
 
+def nested(depth: int) -> dict:
+    schema: dict = {"type": "integer"}
+    for _ in range(depth):
+        schema = {"items": schema}
+    return schema
+
+
+@pytest.mark.parametrize("depth", [600, 1500], ids=["for llguidance", "for JSON's own writer"])
+def test_schema_that_is_too_deep_is_refused(depth: int) -> None:
+    with pytest.raises(RequestError, match="cannot be read"):
+        constrain_to_schema(VOCABULARY, nested(depth))
+
+
 def test_vocabulary_wider_than_the_tokenizer_allows_no_padding() -> None:
     wide = Vocabulary(VOCABULARY.tokenizer_json, 300, VOCABULARY.end_tokens)
     mask = constrain_to_choices(wide, ("yes",)).mask()

@@ -290,6 +290,32 @@ def test_broken_model_fails_the_worker_and_answers_everybody(make_desk) -> None:
     assert "illegal memory access" in desk.failures[0]
     ask(desk, "b")
     assert desk.answer_to("b").finish_reason == "error"
+    assert "stops answering" in desk.answer_to("b").error
+
+
+class Panic(BaseException):
+    """As a Rust library's is: no ``Exception``."""
+
+
+def test_panic_of_a_library_ends_the_worker_audibly(make_desk) -> None:
+    def panic() -> None:
+        raise Panic("index out of bounds")
+
+    desk = make_desk(FakeModel(on_token=panic))
+    ask(desk, "a")
+    assert "index out of bounds" in desk.answer_to("a").error
+    desk.wait_for(lambda: desk.failures)
+
+
+def test_worker_that_cannot_even_tell_fails_all_the_same(make_desk, monkeypatch) -> None:
+    desk = make_desk(FakeModel())
+
+    def mute(*_) -> None:
+        raise RuntimeError("publisher is gone")
+
+    monkeypatch.setattr(desk, "tell_answer", mute)
+    ask(desk, "a")
+    desk.wait_for(lambda: desk.failures)
 
 
 def test_memory_that_is_short_for_everything_fails_the_worker(make_desk) -> None:
