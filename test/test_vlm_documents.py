@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from edge_perception.core.answers import FINISH_REASONS, MAX_CHOICES, Answer, Request
+from edge_perception.core.answers import FINISH_REASONS, MAX_CHOICES, Answer, Request, parse_request
 
 ROOT = Path(__file__).resolve().parent.parent
 TOPICS = {
@@ -71,6 +71,37 @@ def test_foxglove_layout_shows_every_panel_and_only_topics_that_exist() -> None:
         topic = panel.get("topicName") or panel.get("topicToRender") or panel.get("topicPath", "")
         topic = topic.removesuffix(".data") or panel["imageMode"]["imageTopic"]
         assert topic in TOPICS, text
+
+
+PANEL_FIELDS = {
+    "Image": {"imageMode"},
+    "RawMessages": {"topicPath", "diffEnabled", "diffMethod", "diffTopicPath",
+                    "showFullMessageForDiff"},
+    "Publish": {"topicName", "datatype", "value", "advancedView", "buttonText", "buttonTooltip",
+                "buttonColor"},
+    "DiagnosticSummary": {"topicToRender", "minLevel", "pinnedIds", "hardwareIdFilter",
+                          "sortByLevel"},
+}  # fmt: skip
+"""What the panels' own sources (Foxglove Studio 1.87, Lichtblick) save of each."""
+
+
+def test_foxglove_panels_have_the_fields_of_their_kind() -> None:
+    panels = json.loads((ROOT / "config/foxglove_layout.json").read_text())["configById"]
+    for name, panel in panels.items():
+        assert set(panel) - {"foxglovePanelTitle"} == PANEL_FIELDS[name.split("!")[0]], name
+    (prompt,) = (panel for name, panel in panels.items() if name.startswith("Publish!"))
+    parse_request(json.loads(prompt["value"])["data"], max_bytes=16384)
+
+
+RVIZ_TOPIC = {"Value", "Depth", "History Policy", "Reliability Policy", "Durability Policy"}
+
+
+def test_rviz_displays_are_images_with_a_whole_topic_each() -> None:
+    shown = yaml.safe_load((ROOT / "config/perception.rviz").read_text())
+    for display in shown["Visualization Manager"]["Displays"]:
+        assert display["Class"] == "rviz_default_plugins/Image"
+        assert display["Enabled"] is display["Value"] is True
+        assert set(display["Topic"]) == RVIZ_TOPIC
 
 
 def test_rviz_shows_only_topics_that_exist() -> None:
