@@ -82,7 +82,7 @@ PANEL_FIELDS = {
     "DiagnosticSummary": {"topicToRender", "minLevel", "pinnedIds", "hardwareIdFilter",
                           "sortByLevel"},
 }  # fmt: skip
-"""What the panels' own sources (Foxglove Studio 1.87, Lichtblick) save of each."""
+"""What Foxglove Studio and Lichtblick save of each kind."""
 
 
 def test_foxglove_panels_have_the_fields_of_their_kind() -> None:
