@@ -109,7 +109,7 @@ def test_only_rows_that_yield_are_waited_for(bench: corun.Bench, tmp_path: Path)
 
 def test_rows_are_one_change_apart() -> None:
     settings = {setting.name: setting for setting in corun.all_settings()}
-    base, rough = settings["chosen, 60 Hz"], settings["no yielding"]
+    base, rough = settings["chosen, 120 Hz"], settings["no yielding"]
     pairs = {
         "no lead": base,
         "prefill chunk 128": base,
@@ -126,7 +126,7 @@ def test_rows_are_one_change_apart() -> None:
 
 
 def test_what_does_not_fit_is_left_out_by_name(bench: corun.Bench, tmp_path: Path) -> None:
-    told = measure(bench, tmp_path / "corun.json", seconds=37.0)
+    told = measure(bench, tmp_path / "corun.json", seconds=36.0)
     assert [row["name"] for row in told["settings"]][:2] == ["alone", "chosen"]
     told = measure(bench, tmp_path / "later.json", seconds=1.0)
     assert told["settings"] == []
@@ -160,7 +160,7 @@ def test_detector_in_a_process_runs_when_told() -> None:
     with closing(ProcessDetector(python(code))) as detector:
         detector.await_ready()
         assert detector.run(30.0, 2) == Run([30.0, 30.0], 1)
-        assert detector.run(60.0, 1) == Run([60.0], 1)
+        assert detector.run(120.0, 1) == Run([120.0], 1)
 
 
 def test_detector_whose_process_ends_is_told() -> None:
