@@ -4,9 +4,9 @@
 
 The detector sees the same arrivals in every row of a rate, and a row differs from another by one
 thing. The rows that the goals speak of come first, at a camera's 30 Hz. What changes is compared at
-120 Hz: four times the load, and a quarter of the time for the 1,000 frames that a p99 needs. A p99.9
-needs ten times as many and is taken of two rows only. At 120 Hz the language model has little time
-left, so its speed counts at 30 Hz alone.
+120 Hz: four times the load, and a quarter of the time for the 1,000 frames that a p99 needs; the
+language model has little time left there, so its speed counts at 30 Hz alone. A p99.9 needs ten
+times as many frames and is taken of two rows only.
 
 A detector in a process of its own can hear no turns: TensorRT's INT8 engine (``--tensorrt``, see
 ``corun_tensorrt``), and torch's for comparison.
