@@ -47,7 +47,7 @@ from edge_perception.core.machine import describe_code, describe_machine, descri
 from edge_perception.core.manifest import Manifest
 from edge_perception.embedded import demo_manifest
 from edge_perception.quantization.int8.calibrators import CALIBRATORS
-from edge_perception.quantization.int8.frames import input_tensors
+from edge_perception.quantization.int8.frames import choose_frames, input_tensors
 from edge_perception.quantization.int8.graph import LEAST_OPSET, opset_of
 from edge_perception.quantization.int8.job import Recipe, quantize_detector
 from edge_perception.quantization.int8.macs import share_in_int8
@@ -58,6 +58,8 @@ from edge_perception.trust.matching import compare_frame
 SECTIONS = ("demo_yolo", "yolox_nano_coco_mini", "calibrators", "speed")
 SCORE = 0.3
 _TABLE_FRAMES = 200  # of the exam, for each row of the table
+# For every row of the table: onnxruntime's histogram calibrators keep all activations of them.
+_TABLE_CALIBRATION_FRAMES = 16
 _FAINT_SCORE = 0.2
 _TIMED_RUNS = 40
 
@@ -132,7 +134,7 @@ _YOLOX = Recipe(frames=64, judging=0, max_drop=1.0)
 
 
 def measure_calibrators(bench: Bench) -> list[dict[str, Any]]:
-    """Every quantiser on the same models and frames, layer choice apart; one row each.
+    """Every quantiser on the same models, calibrating with the same frames; one row each.
 
     Rows that ``--out`` has already are kept unless they are measured again.
     """
@@ -158,7 +160,7 @@ def measure_speed(bench: Bench) -> dict[str, Any]:
         manifest, model = load_manifest(path)
         frames = _calibration_of(bench, name)
         ours = bench.folder / f"{name}.speed.onnx"
-        recipe = Recipe(frames=16, judging=4, max_drop=100.0)
+        recipe = Recipe(judging=4, max_drop=100.0)
         quantize_detector(path, frames, recipe, ours)
         theirs = bench.folder / f"{name}.onnxruntime.onnx"
         _onnxruntime(manifest, model, frames, theirs)
@@ -193,9 +195,7 @@ def _quantisers(bench: Bench) -> dict[str, Quantise]:
 
     def ours(calibrator: str, **changes: Any) -> Quantise:
         def quantise(path: Path, frames: Any, out: Path, left_float: tuple[str, ...]) -> None:
-            recipe = Recipe(
-                calibrator, frames=64, judging=1, exclude=left_float, edges=True, max_drop=1e9
-            )
+            recipe = Recipe(calibrator, judging=0, exclude=left_float, edges=True, max_drop=1e9)
             quantize_detector(path, frames, replace(recipe, **changes), out)
 
         return quantise
@@ -220,13 +220,15 @@ class _DemoContest:
         self.bench = bench
         self.manifest, self.model = load_manifest(bench.demo)
         self.entries = bench.table_exam.entries
-        self.left_float = _edges(bench.demo, bench.calibration_frames(), bench.folder)
+        frames = bench.calibration_frames()
+        self.left_float = _edges(bench.demo, frames, bench.folder)
+        self.frames = _spread(frames, _TABLE_CALIBRATION_FRAMES)
         found = coco.detect(self.manifest, self.model, bench.table_exam, self.entries)
         self.float_map = self._map(found)
 
     def judge(self, quantise: Quantise) -> dict[str, Any]:
         out = self.bench.folder / "contest.onnx"
-        quantise(self.bench.demo, self.bench.calibration_frames(), out, self.left_float)
+        quantise(self.bench.demo, self.frames, out, self.left_float)
         found = coco.detect(self.manifest, out, self.bench.table_exam, self.entries)
         return {
             "demo_map_float": round(self.float_map, 2),
@@ -324,12 +326,10 @@ def _onnxruntime(
     """``quantize_static``: by its defaults, or symmetric, per channel, with float biases.
 
     A scale a channel needs opset 13, to which it does not convert: of an older model it makes one
-    that nothing loads. With 16 frames at most: its histogram calibrators keep every activation
-    until the end.
+    that nothing loads.
     """
     prepared = out.with_name("prepared.onnx")
     quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
-    few = [frame for index, frame in enumerate(frames) if index < 16]
     settings: dict[str, Any] = {"quant_format": QuantFormat.QDQ}
     if choice:
         ready = onnx.load(prepared)
@@ -348,14 +348,13 @@ def _onnxruntime(
                 "QuantizeBias": False,
             },
         }
-    quantize_static(str(prepared), str(out), _Reader(manifest, few), **settings)
+    quantize_static(str(prepared), str(out), _Reader(manifest, frames), **settings)
 
 
 def _modelopt_quantiser(python: Path, method: str) -> Quantise:
     def quantise(path: Path, frames: Any, out: Path, left_float: tuple[str, ...]) -> None:
         manifest, model = load_manifest(path)
-        few = [frame for index, frame in enumerate(frames) if index < 16]
-        tensors = [each.copy() for each in input_tensors(few, manifest.preprocessing)]
+        tensors = [each.copy() for each in input_tensors(frames, manifest.preprocessing)]
         data = out.with_name("calibration.npy")
         np.save(data, np.concatenate(tensors))
         copy = out.with_name("modelopt_input.onnx")  # it writes the shapes it infers into its input
@@ -453,8 +452,13 @@ def write_yolox_manifest(model: Path, folder: CocoFolder, scratch: Path) -> Path
 
 def _calibration_of(bench: Bench, name: str) -> Any:
     if name == "demo_yolo":
-        return bench.calibration_frames()
-    return _Images(bench.coco, bench.coco.entries)
+        return _spread(bench.calibration_frames(), _TABLE_CALIBRATION_FRAMES)
+    return _Images(bench.coco, bench.halves()[0])
+
+
+def _spread(frames: Frames, count: int) -> tuple[Frame, ...]:
+    """The frames that differ most, as the quantiser chooses them."""
+    return choose_frames(frames, count, judging=0, seed=0).calibration
 
 
 _MEASURES: Mapping[str, Callable[[Bench], Any]] = {

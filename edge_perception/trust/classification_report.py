@@ -5,20 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from edge_perception.replay import charts
-from edge_perception.replay.page import (
-    data_url,
-    definition_list,
-    machine_facts,
-    number,
-    page_style,
-    tile,
-)
+from edge_perception.replay.page import data_url, number, tile
 from edge_perception.replay.pictures import encode_jpeg
 from edge_perception.trust.classification import (
     ClassifierEvaluation,
@@ -28,12 +19,7 @@ from edge_perception.trust.classification import (
 )
 from edge_perception.trust.evaluation import EvaluationSettings
 from edge_perception.trust.frames import Frames
-from edge_perception.trust.page import (
-    interval_words,
-    models_table,
-    percent,
-    sensitivity_section,
-)
+from edge_perception.trust.page import fill_template, interval_words, percent, render_frame
 from edge_perception.trust.report import circumstances
 
 SCHEMA = "edge_perception/trust_classification/1"
@@ -103,19 +89,10 @@ def _render(
     report: Mapping[str, Any], evaluation: ClassifierEvaluation, pictures: Sequence[bytes]
 ) -> str:
     """Return the page; all text of the report is escaped."""
-    template = Template(
-        files(__package__).joinpath("classification.html").read_text(encoding="utf-8")
-    )
     first, second = evaluation.probabilities
     rows, named = range(len(first)), first.argmax(axis=1)
-    models, source = report["models"], report["source"]
-    return template.substitute(
-        style=page_style(),
-        title=escape(f"Trust report: {models['int8']['name']}"),
-        heading=escape(f"{models['int8']['name']} against {models['float']['name']}"),
-        subheading=escape(f"{source['name']}, {source['evaluated']} frames"),
-        time=escape(report["time"].replace("T", " ").replace("+00:00", " UTC")),
-        tiles="".join(_tiles(report)),
+    sections = fill_template(
+        "classification.html",
         worst="".join(_figures(report["worst_frames"], pictures)),
         score=charts.changes(
             first[rows, named].tolist(),
@@ -125,11 +102,8 @@ def _render(
         ),
         changes=_changes(report["changes"]),
         classes=_classes(report["per_class"]),
-        sensitivity=sensitivity_section(report["sensitivity"]),
-        models=models_table(models, report["infer_ms"]),
-        facts=definition_list(machine_facts(report)),
-        footer=escape(f"Schema {report['schema']}. The same figures, for machines: trust.json."),
     )
+    return render_frame(report, "".join(_tiles(report)), sections)
 
 
 def _tiles(report: Mapping[str, Any]) -> Iterable[str]:

@@ -37,15 +37,8 @@ def render_trust_page(
 
     ``pictures_jpeg`` are those of ``report["worst_frames"]``, in that order.
     """
-    template = Template(files(__package__).joinpath("trust.html").read_text(encoding="utf-8"))
-    models, source = report["models"], report["source"]
-    return template.substitute(
-        style=page_style(),
-        title=escape(f"Trust report: {models['int8']['name']}"),
-        heading=escape(f"{models['int8']['name']} against {models['float']['name']}"),
-        subheading=escape(f"{source['name']}, {source['evaluated']} frames"),
-        time=escape(report["time"].replace("T", " ").replace("+00:00", " UTC")),
-        tiles="".join(_tiles(report)),
+    sections = fill_template(
+        "detections.html",
         summary=_summary(report),
         agreement=_agreement(report["agreement"]),
         fates_words=_fates_words(report["settings"]),
@@ -71,11 +64,33 @@ def render_trust_page(
         " A dash stands where a model found none.",
         classes=_classes(report["per_class"]),
         accuracy=_accuracy(report["accuracy"]),
-        sensitivity=sensitivity_section(report["sensitivity"]),
-        models=models_table(models, report["infer_ms"]),
+    )
+    return render_frame(report, "".join(_tiles(report)), sections)
+
+
+def render_frame(report: Mapping[str, Any], tiles: str, sections: str) -> str:
+    """Return the page of a report around its own tiles and sections, given as HTML."""
+    models, source = report["models"], report["source"]
+    return fill_template(
+        "trust.html",
+        style=page_style(),
+        name=escape(models["int8"]["name"]),
+        heading=escape(f"{models['int8']['name']} against {models['float']['name']}"),
+        subheading=escape(f"{source['name']}, {source['evaluated']} frames"),
+        time=escape(report["time"].replace("T", " ").replace("+00:00", " UTC")),
+        tiles=tiles,
+        sections=sections,
+        sensitivity=_sensitivity_section(report["sensitivity"]),
+        models=_models_table(models, report["infer_ms"]),
         facts=definition_list(machine_facts(report)),
         footer=escape(f"Schema {report['schema']}. The same figures, for machines: trust.json."),
     )
+
+
+def fill_template(file_name: str, **parts: str) -> str:
+    """Return a template of this package with its parts, given as HTML."""
+    text = files(__package__).joinpath(file_name).read_text(encoding="utf-8")
+    return Template(text).substitute(parts)
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -275,8 +290,8 @@ def _accuracy_row(name: str, first: float | None, second: float | None) -> str:
     )
 
 
-def sensitivity_section(layers: Sequence[Mapping[str, Any]] | None) -> str:
-    """Return the section on what each layer costs; empty where it was not measured."""
+def _sensitivity_section(layers: Sequence[Mapping[str, Any]] | None) -> str:
+    """What each layer costs; empty where that was not measured."""
     if not layers:
         return ""
     shown = layers[:_MOST_LAYERS]
@@ -294,8 +309,8 @@ def sensitivity_section(layers: Sequence[Mapping[str, Any]] | None) -> str:
     )
 
 
-def models_table(models: Mapping[str, Mapping[str, Any]], infer_ms: Mapping[str, Any]) -> str:
-    """Return both models' facts and the median of their inference here, side by side."""
+def _models_table(models: Mapping[str, Mapping[str, Any]], infer_ms: Mapping[str, Any]) -> str:
+    """Both models' facts and the median of their inference here, side by side."""
     keys = ("name", "head", "precision", "input", "classes", "license", "sha256")
     rows = "".join(
         f"<tr><td>{key}</td>"
