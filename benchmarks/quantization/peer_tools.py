@@ -5,9 +5,9 @@
     python peer_tools.py logits --work WORK            # what their code computes from checkpoints
 
 Each runs in the environment its library asks for, so this file imports torch and them alone,
-never this package. Every tool gets the same float16 model, the same token windows and the same
+never this package. Every tool gets the same float16 checkpoint, the same token windows and the same
 format (integers of ``--bits``, groups of 64, asymmetric, head and embedding in float); all other
-settings are its own defaults.
+settings are its own defaults, but for what llm-compressor computes in (see there).
 """
 
 from __future__ import annotations
@@ -57,15 +57,18 @@ def autoawq(work: Path, out: Path, bits: int) -> str:
 def llm_compressor(
     work: Path, out: Path, bits: int, recipe_of: Callable[[dict[str, Any]], Any]
 ) -> str:
-    """llm-compressor's modifiers on one batch of all windows."""
+    """llm-compressor's modifiers, computing in float32.
+
+    In float16 its AWQ finds no finite loss on this model: it sums the squares of an error in the
+    outputs' own type, and the sum passes float16's 65,504.
+    """
     from llmcompressor import oneshot
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    dtype = torch.float16 if torch.cuda.is_available() else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(work / "float", dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(work / "float", dtype=torch.float32)
     tokens = torch.tensor(calibration_windows(work))
     batches = [
-        {"input_ids": part, "attention_mask": torch.ones_like(part)} for part in tokens.split(32)
+        {"input_ids": part, "attention_mask": torch.ones_like(part)} for part in tokens.split(8)
     ]
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(work / "float" / "tokenizer.json"))
     oneshot(

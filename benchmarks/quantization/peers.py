@@ -79,9 +79,7 @@ def ours(arguments: argparse.Namespace) -> None:
         for method in OUR_METHODS:
             recipe = recipe_for(method, WeightFormat(bits, GROUP_SIZE))
             out = arguments.work / "checkpoints" / f"ours-{method}-b{bits}"
-            # Half precision is slow on a CPU; the other tools compute in float32 there too.
-            dtype = "float32" if arguments.device == "cpu" else "float16"
-            job = Job(arguments.work / "float", out, recipe, layout, arguments.device, dtype)
+            job = Job(arguments.work / "float", out, recipe, layout, arguments.device, "float32")
             start = time.perf_counter()
             run_job(job, batches if recipe.needs_calibration else [], restart=True)
             note = {
@@ -101,37 +99,45 @@ def judge(checkpoint: Path, reference: nn.Module, windows: list[Tensor], device:
 
 @torch.no_grad()
 def compare(arguments: argparse.Namespace) -> None:
-    """Judge every checkpoint and write the table."""
+    """Judge every checkpoint; the table is written anew after each."""
     device = arguments.device
     reference = load_model(arguments.work / "float", device=device, dtype=torch.float32)
     windows = read_windows(arguments.work, "test", device)
     float_ppl = measure_fidelity(lambda w: reference(w).logits[0], None, windows).perplexity
     calibration = read_windows(arguments.work, "calibration", "cpu")
     runs: list[dict[str, Any]] = []
-    for made in sorted((arguments.work / "checkpoints").glob("*/made.json")):
-        note = json.loads(made.read_text())
-        got = judge(made.parent, reference, windows, device)
-        size = sum(file.stat().st_size for file in made.parent.glob("*.safetensors"))
-        runs.append(
-            note | {
-                "group_size": GROUP_SIZE, "symmetric": False, "ppl": got.perplexity,
-                "kl": got.kl, "agreement": got.agreement, "file_bytes": size,
-            }
-        )  # fmt: skip
-        print(made.parent.name, round(got.perplexity, 4), round(got.kl, 4), flush=True)
-        gc.collect()
-    rtn = {run["bits"]: run["ppl"] for run in runs if run["method"] == "rtn"}
-    for run in runs:
-        if run["bits"] in rtn:
-            run["gap_share_of_rtn"] = gap_share(run["ppl"], float_ppl, rtn[run["bits"]])
     report = machine(torch.device(device), arguments.commit) | {
         "model": "SmolLM2-135M-Instruct, float16", "float_ppl": float_ppl,
         "test_windows": len(windows), "test_window_tokens": windows[0].numel(),
         "calibration_windows": len(calibration),
-        "calibration_window_tokens": calibration[0].numel(),
-        "runs": runs, "logits": compare_logits(arguments.work, device),
+        "calibration_window_tokens": calibration[0].numel(), "runs": runs,
     }  # fmt: skip
+    rtn: dict[int, float] = {}
+    for checkpoint in _finished(arguments.work):
+        row = json.loads((checkpoint / "made.json").read_text())
+        got = judge(checkpoint, reference, windows, device)
+        if row["method"] == "rtn":
+            rtn[row["bits"]] = got.perplexity
+        nearest = rtn.get(row["bits"])
+        share = None if nearest is None else gap_share(got.perplexity, float_ppl, nearest)
+        tokens = 0 if row["method"] == "rtn" else sum(window.numel() for window in calibration)
+        row |= {
+            "group_size": GROUP_SIZE, "symmetric": False, "ppl": got.perplexity,
+            "gap_share_of_rtn": share, "kl": got.kl, "agreement": got.agreement,
+            "calibration_tokens": tokens,
+        }  # fmt: skip
+        runs.append(row)
+        print(checkpoint.name, round(got.perplexity, 4), round(got.kl, 4), flush=True)
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+        gc.collect()
+    report["logits"] = compare_logits(arguments.work, device)
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _finished(work: Path) -> list[Path]:
+    """The checkpoints that are whole: RTN first, since losses are told as shares of its."""
+    found = sorted(made.parent for made in (work / "checkpoints").glob("*/made.json"))
+    return sorted(found, key=lambda folder: ("rtn" not in folder.name, "ours" not in folder.name))
 
 
 def compare_logits(work: Path, device: str) -> list[dict[str, Any]]:
