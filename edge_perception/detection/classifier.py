@@ -14,11 +14,11 @@ from edge_perception.core.latency import SpanRecorder
 from edge_perception.core.manifest import Manifest
 from edge_perception.detection.decoders import softmax
 from edge_perception.detection.detector import DetectionSettings, Detector
+from edge_perception.detection.network import Network
 from edge_perception.errors import ManifestError
-from edge_perception.gpu.preprocess import Preprocessor
 
 
-class Classifier:
+class Classifier(Network):
     """A network that names an image as a whole, by logits ``(1, C)``; owned by one thread."""
 
     def __init__(self, manifest: Manifest, backend: Backend) -> None:
@@ -27,11 +27,8 @@ class Classifier:
         Raises:
             ManifestError: names, shapes or dtypes of tensors differ, or the head does not fit.
         """
-        manifest.check_tensors(backend.inputs, backend.outputs)
+        super().__init__(manifest, backend)
         check_classifier(manifest)
-        self.manifest = manifest
-        self.backend = backend
-        self._preprocessor = Preprocessor(manifest.preprocessing)
 
     def classify(
         self,
@@ -45,17 +42,9 @@ class Classifier:
 
         Of the settings, those about boxes play no part.
         """
-        with recorder.stage("preprocess"):
-            tensor, _ = self._preprocessor(pixels, image_format)
-        with recorder.stage("infer"):
-            logits = self.backend.infer([tensor])[0]
-        after_inference()
+        outputs, _ = self._run(pixels, image_format, recorder, after_inference)
         with recorder.stage("postprocess"):
-            return decode_logits(logits, settings)
-
-    def close(self) -> None:
-        """Release the backend."""
-        self.backend.close()
+            return decode_logits(outputs[0], settings)
 
 
 def decode_logits(logits: Float32Array, settings: DetectionSettings) -> Classification:

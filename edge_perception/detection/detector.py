@@ -30,10 +30,10 @@ from edge_perception.detection.decoders import (
 )
 from edge_perception.detection.device_backend import DeviceBackend
 from edge_perception.detection.device_path import MAX_KEPT, DevicePath
+from edge_perception.detection.network import Network
 from edge_perception.detection.runtimes import RuntimeChoice, open_backend
 from edge_perception.gpu.head_layout import DeviceDetections
 from edge_perception.gpu.lease import FrameLease
-from edge_perception.gpu.preprocess import Preprocessor
 
 # More candidates than this are junk of a threshold near 0; suppression is quadratic in them.
 _MAX_CANDIDATES = 5000
@@ -55,7 +55,7 @@ class DetectionSettings:
     max_detections: int = 300
 
 
-class Detector:
+class Detector(Network):
     """A detector of any head family that the manifest may name; owned by one thread."""
 
     def __init__(self, manifest: Manifest, backend: Backend) -> None:
@@ -64,11 +64,8 @@ class Detector:
         Raises:
             ManifestError: names, shapes or dtypes of tensors differ, or the head does not fit.
         """
-        manifest.check_tensors(backend.inputs, backend.outputs)
+        super().__init__(manifest, backend)
         check_head(manifest)
-        self.manifest = manifest
-        self.backend = backend
-        self._preprocessor = Preprocessor(manifest.preprocessing)
         # Frames that lie on the GPU go to an engine without coming to the host.
         self._device_path = (
             DevicePath(manifest, backend) if isinstance(backend, DeviceBackend) else None
@@ -129,11 +126,7 @@ class Detector:
             ImageError: the bytes do not fit the format.
             EngineError: the model failed.
         """
-        with recorder.stage("preprocess"):
-            tensor, letterbox = self._preprocessor(pixels, image_format)
-        with recorder.stage("infer"):
-            outputs = self.backend.infer([tensor])
-        after_inference()
+        outputs, letterbox = self._run(pixels, image_format, recorder, after_inference)
         with recorder.stage("postprocess"):
             return self._postprocess(outputs, letterbox, settings)
 
@@ -153,10 +146,6 @@ class Detector:
             found = found.select(suppress(found, settings.nms_iou))
         best = found.select(np.s_[: settings.max_detections])
         return Detections(best.boxes_xyxy, np.minimum(best.scores, 1), best.class_ids)
-
-    def close(self) -> None:
-        """Release the backend."""
-        self.backend.close()
 
 
 def _enough(found: DeviceDetections, settings: DetectionSettings) -> bool:
