@@ -11,8 +11,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from vision_msgs.msg import Detection2DArray
 
-from edge_perception.errors import EdgePerceptionError
+from edge_perception.errors import ConfigError, EdgePerceptionError
 from edge_perception.nodes.managed import ManagedNode
 from edge_perception.nodes.messages import to_time
 from edge_perception.nodes.params import Declaration
@@ -66,7 +67,9 @@ PARAMETERS = (
         choices=("graph", "recorded"),
         fixed=True,
     ),
-    Declaration("topics", [], "Recorded topics to play; empty for all.", fixed=True),
+    Declaration(
+        "topics", ["*"], "Recorded topics to play; shell patterns, such as '/front/*'.", fixed=True
+    ),
     Declaration(
         "wait_for_subscribers",
         1,
@@ -126,6 +129,22 @@ def published_names(topics: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def chosen_topics(topics: Mapping[str, str], patterns: Sequence[str]) -> dict[str, str]:
+    """Return those of a source's topics that match a shell pattern; ``ConfigError`` for none."""
+    chosen = {
+        topic: msgtype
+        for topic, msgtype in topics.items()
+        if any(fnmatchcase(topic, pattern) for pattern in patterns)
+    }
+    if not chosen:
+        raise ConfigError(
+            "parameter topics matches none of the source's",
+            expected=f"patterns of {', '.join(topics)}",
+            got=list(patterns),
+        )
+    return chosen
+
+
 class PlayerNode(ManagedNode):
     """Plays one source from activation to deactivation, or to its end."""
 
@@ -144,21 +163,16 @@ class PlayerNode(ManagedNode):
     def configure(self) -> None:
         """Open the source, to see what it holds, and advertise its topics."""
         values = self.parameter_values()
-        self._options = PlayOptions(
+        options = PlayOptions(
             rate=float(values["rate"]),
             fps=float(values["fps"]),
             loop=bool(values["loop"]),
             stamps=str(values["stamps"]),
-            topics=frozenset(values["topics"] or ()),
         )
-        self._source = open_source(str(values["source"]), self._options.fps or DEFAULT_FPS)
+        self._source = open_source(str(values["source"]), options.fps or DEFAULT_FPS)
         with self._source:  # closed again: readers may be bound to the thread that opens them
-            topics = dict(self._source.topics)
-        played = {
-            topic: msgtype
-            for topic, msgtype in topics.items()
-            if not self._options.topics or topic in self._options.topics
-        }
+            played = chosen_topics(self._source.topics, values["topics"])
+        self._options = replace(options, topics=frozenset(played))
         names = published_names(played) if values["topic_names"] == "graph" else {}
         for topic, msgtype in played.items():
             name = names.get(topic, topic.lstrip("/"))
@@ -202,10 +216,10 @@ class PlayerNode(ManagedNode):
     def cleanup(self) -> None:
         """Take the topics back."""
         for publisher in self._publishers_by_topic.values():
-            self.destroy_publisher(publisher)
+            self.destroy_lifecycle_publisher(publisher)
         self._publishers_by_topic = {}
         if self._clock_publisher is not None:
-            self.destroy_publisher(self._clock_publisher)
+            self.destroy_lifecycle_publisher(self._clock_publisher)
             self._clock_publisher = None
         self._source = None
 
@@ -234,13 +248,13 @@ class PlayerNode(ManagedNode):
         try:
             if self._await_subscribers():
                 self._playback.run()
-        except EdgePerceptionError as error:
-            self.exit_status = 1
-            self.get_logger().error(f"playing ended early: {error}")
-        except Exception as error:  # the context was shut down while a message was on its way
+        except Exception as error:
             if rclpy.ok():
-                raise
-            self.get_logger().debug(f"shut down while playing: {error}")
+                self.exit_status = 1
+                kind = "" if isinstance(error, EdgePerceptionError) else f"{type(error).__name__}: "
+                self.get_logger().error(f"playing ended early: {kind}{error}")
+            else:  # shut down while a message was on its way
+                self.get_logger().debug(f"shut down while playing: {error}")
         if not self._stopping.is_set():
             self._finish()
 

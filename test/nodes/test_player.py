@@ -176,6 +176,25 @@ def test_published_names(topics: dict[str, str], names: dict[str, str], reason: 
     assert published_names(topics) == names, reason
 
 
+def test_topics_are_chosen_by_patterns(
+    listener: Listener, bag: Path, start_player: Callable[..., Any]
+) -> None:
+    images = listener.listen(CompressedImage, "/image/compressed")
+    truths = listener.listen(Detection2DArray, "/ground_truth")
+    player = start_player(bag, topics="['/image/*']")
+    listener.spin_until(lambda: player.poll() is not None)
+    assert player.wait(timeout=10) == 0
+    assert len(images) == FRAMES
+    assert not truths
+
+
+def test_topics_that_the_source_lacks_are_told(bag: Path, start_player: Callable[..., Any]) -> None:
+    player = start_player(bag, topics="['/imaeg/*']")
+    _, told = player.communicate(timeout=60)
+    assert player.returncode == 1
+    assert "patterns of /image/compressed, /ground_truth" in told
+
+
 def test_recorded_stamps_come_with_a_clock(
     listener: Listener, bag: Path, start_player: Callable[..., Any]
 ) -> None:
