@@ -313,13 +313,14 @@ class Decoder:
         self, index: int, layer: LayerWeights, hidden: Tensor, positions: Tensor, span: Span
     ) -> Tensor:
         run, eps = self._operators, self.weights.shape.norm_eps
-        qkv = run.norm_linear(hidden, layer.attention_norm, eps, layer.qkv)
-        attended = run.attend(
-            qkv, self._layouts[index], self._rotary, positions, self.cache.layers[index], span
-        )
-        hidden = run.linear_add(attended, layer.output, hidden)
-        gated = run.norm_gate_up(hidden, layer.mlp_norm, eps, layer.gate_up)
-        return run.linear_add(gated, layer.down, hidden)
+        layout, cache = self._layouts[index], self.cache.layers[index]
+        others = self.weights.layers[index + 1 :]
+        after = others[0].qkv if others else self.weights.head
+        qkv = run.norm_linear(hidden, layer.attention_norm, eps, layer.qkv, then=layer.output)
+        attended = run.attend(qkv, layout, self._rotary, positions, cache, span, then=layer.output)
+        hidden = run.linear_add(attended, layer.output, hidden, then=layer.gate_up)
+        gated = run.norm_gate_up(hidden, layer.mlp_norm, eps, layer.gate_up, then=layer.down)
+        return run.linear_add(gated, layer.down, hidden, then=after)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         weights = self.weights

@@ -5,7 +5,7 @@ A structure holds addresses only: whoever fills it keeps the tensors alive until
 
 from __future__ import annotations
 
-from ctypes import Structure, c_float, c_int, c_ulonglong, c_void_p
+from ctypes import Structure, c_float, c_int, c_longlong, c_ulonglong, c_void_p
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from edge_perception.vlm.kv_cache import FloatKvLayer, Int8KvLayer
 from edge_perception.vlm.operators import HeadLayout, RotaryTable
 from edge_perception.vlm.packed_linear import PackedWeight
 from edge_perception.vlm.sampling import Sampling
-from edge_perception.vlm.weights import FloatWeight
+from edge_perception.vlm.weights import FloatWeight, LinearWeight, StackedWeight
 
 Grid = tuple[int, int, int]
 
@@ -82,7 +82,23 @@ class Inputs(Structure):
         ("row_scales", c_void_p),
         ("norm_eps", c_float),
         ("rows", c_int),
+        ("is_staged", c_int),
+        ("reserved", c_int),
     ]
+
+
+class Upcoming(Structure):
+    """linear.cu, attention.cu: the weight that is read next, and how much to fetch of it."""
+
+    _fields_ = [("codes", c_void_p), ("bytes", c_longlong), ("wanted", c_longlong)]
+
+    @classmethod
+    def of(cls, weight: LinearWeight | None, most_bytes: int) -> Upcoming:
+        """The structure of a weight, of which ``most_bytes`` are fetched; of None, nothing."""
+        if weight is None or isinstance(weight, StackedWeight):
+            return cls(None, 0, 0)
+        codes = weight.values if isinstance(weight, FloatWeight) else weight.codes
+        return cls(address(codes), codes.nbytes, most_bytes)
 
 
 class Split(Structure):

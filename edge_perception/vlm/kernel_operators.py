@@ -27,6 +27,7 @@ from edge_perception.vlm.kernel_arguments import (
     Rotation,
     Settings,
     Table,
+    Upcoming,
     Workspace,
     address,
 )
@@ -38,12 +39,15 @@ from edge_perception.vlm.sampling import Sampling
 from edge_perception.vlm.torch_operators import TorchOperators
 from edge_perception.vlm.weights import FloatWeight, LinearWeight, StackedWeight
 
-_CHANNELS = 16  # of the result, the warps of linear.cu that share K
-_MOST_SPLIT = 8  # warps that share K: all of a block
-_LONG_BLOCK = 128 * 1024  # bytes of weights, after which a block's beginning and end weigh little
-_LEAST_BLOCKS = 1.4  # a multiprocessor
-_LINEAR_THREADS = 256
-_PADDING = 8  # halves after a normed row in shared memory
+_CHANNELS = 16  # of a weight, that a warp of linear.cu multiplies at a time
+_WARPS = 8  # of a block
+_SPLITS = (8, 4, 2)  # warps that share K
+_BLOCKS = 2  # a multiprocessor, all at once
+_LEAST_OUTPUTS = 4  # a block
+_LINEAR_THREADS = 32 * _WARPS
+_PADDING = 8  # halves after a row in shared memory
+_STAGED_BYTES = 40 * 1024  # of rows in shared memory as they are; beyond, they are read as they lie
+_FETCHED_BYTES = 8 * 1024 * 1024  # of the next weight, while a product ends or attention runs
 _NORM_BYTES = 32 * 1024  # of normed rows in shared memory; beyond, they are normed by a launch
 _CHUNK = 128  # slots, a block of attention.cu
 _ATTEND_THREADS = 256
@@ -87,22 +91,43 @@ class KernelOperators:
         self._launcher.launch("embedding.cu", "embed", (len(token_ids), 1, 1), 256, 0, *arguments)
         return out
 
-    def norm_linear(self, inputs: Tensor, norm: Tensor, eps: float, weight: LinearWeight) -> Tensor:
+    def norm_linear(
+        self,
+        inputs: Tensor,
+        norm: Tensor,
+        eps: float,
+        weight: LinearWeight,
+        *,
+        then: LinearWeight | None = None,
+    ) -> Tensor:
         if not _is_taken(inputs, weight):
             return self._torch.norm_linear(inputs, norm, eps, weight)
-        return self._multiply("linear", inputs, weight, norm=norm, eps=eps)
+        return self._multiply("linear", inputs, weight, norm=norm, eps=eps, then=then)
 
     def norm_gate_up(
-        self, inputs: Tensor, norm: Tensor, eps: float, weight: LinearWeight
+        self,
+        inputs: Tensor,
+        norm: Tensor,
+        eps: float,
+        weight: LinearWeight,
+        *,
+        then: LinearWeight | None = None,
     ) -> Tensor:
         if not _is_taken(inputs, weight):
             return self._torch.norm_gate_up(inputs, norm, eps, weight)
-        return self._multiply("gate_up", inputs, weight, norm=norm, eps=eps)
+        return self._multiply("gate_up", inputs, weight, norm=norm, eps=eps, then=then)
 
-    def linear_add(self, inputs: Tensor, weight: LinearWeight, residual: Tensor) -> Tensor:
+    def linear_add(
+        self,
+        inputs: Tensor,
+        weight: LinearWeight,
+        residual: Tensor,
+        *,
+        then: LinearWeight | None = None,
+    ) -> Tensor:
         if not _is_taken(inputs, weight):
             return self._torch.linear_add(inputs, weight, residual)
-        return self._multiply("linear", inputs, weight, residual=residual)
+        return self._multiply("linear", inputs, weight, residual=residual, then=then)
 
     def attend(
         self,
@@ -112,6 +137,8 @@ class KernelOperators:
         positions: Tensor,
         cache: KvLayer,
         span: Span,
+        *,
+        then: LinearWeight | None = None,
     ) -> Tensor:
         group = layout.query_heads // layout.kv_heads
         fits = layout.head_dim % 8 == 0 and layout.head_dim <= _MAX_HEAD
@@ -122,8 +149,10 @@ class KernelOperators:
         if not fits or qkv.dtype != torch.float16:
             return self._torch.attend(qkv, layout, rotary, positions, cache, span)
         assert isinstance(cache, (FloatKvLayer, Int8KvLayer))
-        run = self._prefill.attend if many else self._attend
-        return run(qkv.contiguous(), layout, rotary, positions.contiguous(), cache, span)
+        qkv, positions = qkv.contiguous(), positions.contiguous()
+        if many:
+            return self._prefill.attend(qkv, layout, rotary, positions, cache, span)
+        return self._attend(qkv, layout, rotary, positions, cache, span, then)
 
     def sample(self, logits: Tensor, sampling: Sampling, slots: Tensor) -> Tensor:
         rows = len(logits)
@@ -177,6 +206,7 @@ class KernelOperators:
         norm: Tensor | None = None,
         eps: float = 0.0,
         residual: Tensor | None = None,
+        then: LinearWeight | None = None,
     ) -> Tensor:
         assert not isinstance(weight, StackedWeight)
         inputs, row_scales = inputs.contiguous(), None
@@ -192,16 +222,17 @@ class KernelOperators:
             inputs = inputs.index_select(1, order)
         outputs = weight.out_features // (2 if what == "gate_up" else 1)
         y = torch.empty(len(inputs), outputs, dtype=inputs.dtype, device=self._device)
+        staged = 2 * len(inputs) * (inputs.shape[1] + _PADDING)
+        is_staged = norm is None and staged <= _STAGED_BYTES
         described = Inputs(
             address(inputs), address(norm), address(residual), address(y), address(row_scales),
-            eps, len(inputs),
+            eps, len(inputs), is_staged,
         )  # fmt: skip
-        split = _split(weight, outputs, self._processors)
-        grid = (-(-outputs // (_CHANNELS * _MOST_SPLIT // split)), 1, 1)
-        normed = 0 if norm is None else 2 * len(inputs) * (inputs.shape[1] + _PADDING)
+        split, blocks = _divide(weight, outputs, what == "gate_up", self._processors)
         self._launcher.launch(
-            "linear.cu", f"{what}_{_kind(weight)}_{split}", grid, _LINEAR_THREADS, normed,
-            Matrix.of(weight), described,
+            "linear.cu", f"{what}_{_kind(weight)}_{split}", (blocks, 1, 1), _LINEAR_THREADS,
+            staged if is_staged or norm is not None else 0,
+            Matrix.of(weight), described, Upcoming.of(then, _FETCHED_BYTES),
         )  # fmt: skip
         return y
 
@@ -245,6 +276,7 @@ class KernelOperators:
         positions: Tensor,
         cache: FloatKvLayer | Int8KvLayer,
         span: Span,
+        then: LinearWeight | None,
     ) -> Tensor:
         rows, capacity = span.rows, cache.keys.shape[1]
         chunks = -(-min(span.bound, capacity) // _CHUNK)
@@ -258,6 +290,7 @@ class KernelOperators:
             _ATTEND_THREADS, 0, Heads.of(layout, capacity, positions),
             Rotation.of(rotary, positions, span.first, layout), Cache.of(cache), _pointer(qkv),
             Workspace(address(values), address(stats), address(self._arrived)), _pointer(out),
+            Upcoming.of(then, _FETCHED_BYTES),
         )  # fmt: skip
         return out
 
@@ -280,13 +313,23 @@ def _pointer(tensor: Tensor) -> c_void_p:
     return c_void_p(address(tensor))
 
 
-def _split(weight: LinearWeight, outputs: int, processors: int) -> int:
-    """Warps of a block that share K: fewer where blocks are many and short (see ``linear.cu``)."""
-    split, blocks = _MOST_SPLIT, -(-outputs // _CHANNELS)
-    block_bytes = weight.nbytes / blocks
-    while split > 2 and block_bytes < _LONG_BLOCK and blocks // 2 >= _LEAST_BLOCKS * processors:
-        split, blocks, block_bytes = split // 2, blocks // 2, block_bytes * 2
-    return split
+def _divide(
+    weight: FloatWeight | PackedWeight | Int8Weight, outputs: int, is_gate_up: bool, processors: int
+) -> tuple[int, int]:
+    """Warps that share K, and blocks, for a product of so many outputs.
+
+    By sizes of matrix and chip alone: rows then have the same bits whatever comes along.
+    """
+    blocks = min(_BLOCKS * processors, -(-outputs // _LEAST_OUTPUTS))
+    bits = _bits(weight)
+    step = _CHANNELS // (2 if is_gate_up else 1)
+
+    def turns(split: int) -> int:
+        """Tiles that a warp multiplies one after the other."""
+        own = -(-outputs // (blocks * _WARPS // split))
+        return -(-own // step) * -(-weight.in_features * bits // (512 * split))
+
+    return min(_SPLITS, key=turns), blocks
 
 
 def _kind(weight: FloatWeight | PackedWeight | Int8Weight) -> str:
@@ -296,6 +339,12 @@ def _kind(weight: FloatWeight | PackedWeight | Int8Weight) -> str:
         return "i8"
     tile = 512 // weight.bits  # k of a tile of linear.cu, which must lie in one group
     return f"w{weight.bits}" + ("" if weight.group_size % tile == 0 else "_small")
+
+
+def _bits(weight: FloatWeight | PackedWeight | Int8Weight) -> int:
+    if isinstance(weight, PackedWeight):
+        return weight.bits
+    return 16 if isinstance(weight, FloatWeight) else 8
 
 
 def _attend_kernel(layout: HeadLayout, cache: FloatKvLayer | Int8KvLayer) -> str:

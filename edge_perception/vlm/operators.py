@@ -92,22 +92,47 @@ class HeadLayout:
 
 
 class Operators(Protocol):
-    """What a decoder calls. T rows; H hidden, V vocabulary; all activations in one float type."""
+    """What a decoder calls. T rows; H hidden, V vocabulary; all activations in one float type.
+
+    ``then`` is the weight that is read next: a hint, which changes no result. Who has nothing else
+    to read meanwhile may start fetching it.
+    """
 
     def embed(
         self, token_ids: Tensor, table: FloatWeight | PackedWeight, dtype: torch.dtype
     ) -> Tensor:
         """Rows [T, H] of the table for ``token_ids`` int64 [T]."""
 
-    def norm_linear(self, inputs: Tensor, norm: Tensor, eps: float, weight: LinearWeight) -> Tensor:
+    def norm_linear(
+        self,
+        inputs: Tensor,
+        norm: Tensor,
+        eps: float,
+        weight: LinearWeight,
+        *,
+        then: LinearWeight | None = None,
+    ) -> Tensor:
         """``RMSNorm(inputs) W^T + bias``, [T, N]: fused QKV, and the head."""
 
     def norm_gate_up(
-        self, inputs: Tensor, norm: Tensor, eps: float, weight: LinearWeight
+        self,
+        inputs: Tensor,
+        norm: Tensor,
+        eps: float,
+        weight: LinearWeight,
+        *,
+        then: LinearWeight | None = None,
     ) -> Tensor:
         """``SiLU(gate) * up`` of ``RMSNorm(inputs)``, [T, N / 2]; gate rows lie before up rows."""
 
-    def linear_add(self, inputs: Tensor, weight: LinearWeight, residual: Tensor) -> Tensor:
+    def linear_add(
+        self,
+        inputs: Tensor,
+        weight: LinearWeight,
+        residual: Tensor,
+        *,
+        then: LinearWeight | None = None,
+    ) -> Tensor:
         """``residual + inputs W^T + bias``, [T, H]."""
 
     def attend(
@@ -118,6 +143,8 @@ class Operators(Protocol):
         positions: Tensor,
         cache: KvLayer,
         span: Span,
+        *,
+        then: LinearWeight | None = None,
     ) -> Tensor:
         """Norm and rotate queries and keys, write the cache, attend; [T, query_heads * head_dim].
 

@@ -71,16 +71,37 @@ class TorchOperators:
             return table.values[token_ids].to(dtype)
         return table.rows(token_ids).dequantize(dtype)
 
-    def norm_linear(self, inputs: Tensor, norm: Tensor, eps: float, weight: LinearWeight) -> Tensor:
+    def norm_linear(
+        self,
+        inputs: Tensor,
+        norm: Tensor,
+        eps: float,
+        weight: LinearWeight,
+        *,
+        then: LinearWeight | None = None,
+    ) -> Tensor:
         return linear(rms_norm(inputs, norm, eps), weight)
 
     def norm_gate_up(
-        self, inputs: Tensor, norm: Tensor, eps: float, weight: LinearWeight
+        self,
+        inputs: Tensor,
+        norm: Tensor,
+        eps: float,
+        weight: LinearWeight,
+        *,
+        then: LinearWeight | None = None,
     ) -> Tensor:
         gate, up = linear(rms_norm(inputs, norm, eps), weight).chunk(2, dim=-1)
         return functional.silu(gate) * up
 
-    def linear_add(self, inputs: Tensor, weight: LinearWeight, residual: Tensor) -> Tensor:
+    def linear_add(
+        self,
+        inputs: Tensor,
+        weight: LinearWeight,
+        residual: Tensor,
+        *,
+        then: LinearWeight | None = None,
+    ) -> Tensor:
         return residual + linear(inputs, weight)
 
     def attend(
@@ -91,6 +112,8 @@ class TorchOperators:
         positions: Tensor,
         cache: KvLayer,
         span: Span,
+        *,
+        then: LinearWeight | None = None,
     ) -> Tensor:
         heads = qkv.view(span.rows, -1, layout.head_dim)
         queries, keys, values = heads.split(

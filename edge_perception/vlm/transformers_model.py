@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,7 @@ class Words:
 
     def __init__(self, folder: Path, config: Mapping[str, Any], picture: ImagePrompt) -> None:
         self.tokenizer = _tokenizer(folder)
+        self._special = _any_of(t.content for t in self.tokenizer.added_tokens_decoder.values())
         self._template = _chat_template(folder, self.tokenizer)
         self._before = self._ids_of(picture.before)
         self._after = self._ids_of(picture.after)
@@ -185,9 +187,9 @@ class Words:
 
     def _plain(self, text: str) -> str:
         """Text without special tokens: nobody but the template may begin a picture or a turn."""
-        added = (token.content for token in self.tokenizer.added_tokens_decoder.values())
-        for token in sorted((t for t in added if t.strip()), key=len, reverse=True):
-            text = text.replace(token, "")
+        # Again and again: what is left out of "<ima<image>ge>" leaves another token behind.
+        while (cleaned := self._special.sub("", text)) != text:
+            text = cleaned
         return text
 
     def _begins_special(self, text: str) -> bool:
@@ -200,6 +202,12 @@ class Words:
         if missing:
             raise CheckpointError("tokenizer lacks tokens of its family", got=missing)
         return [vocabulary[token] for token in tokens]
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """A pattern of all tokens that are not blank, the longest first; without any, of nothing."""
+    visible = sorted(filter(str.strip, tokens), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, visible)))
 
 
 def open_checkpoint(choice: ModelChoice) -> TransformersModel:

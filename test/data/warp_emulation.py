@@ -108,6 +108,10 @@ static void copy_async(void* to, const void* from, bool wanted) {
   assert((uintptr_t)to % 16 == 0 && (uintptr_t)from % 16 == 0);
   if (wanted) memcpy(to, from, 16); else memset(to, 0, 16);
 }
+static void fetch(const void* at, unsigned bytes) {  // what it may not touch, reading would
+  assert((uintptr_t)at % 16 == 0 && bytes % 16 == 0);
+  for (unsigned i = 0; i < bytes; i += 16) (void)*((const volatile char*)at + i);
+}
 static void end_copies() {}
 template <int kLeft> static void wait_for_copies() {}
 static int atomicAdd(int* at, int more) { int old = *at; *at += more; return old; }
@@ -124,6 +128,16 @@ static float __shfl_xor_sync(unsigned, float value, int distance) {
   warp.value[threadIdx.x % 32] = value;
   warp.meet.wait();
   float other = warp.value[threadIdx.x % 32 ^ distance];
+  warp.meet.wait();
+  return other;
+}
+static unsigned __shfl_sync(unsigned, unsigned value, int from, int width) {
+  Warp& warp = own_warp();
+  const int lane = threadIdx.x % 32;
+  memcpy(&warp.value[lane], &value, 4);
+  warp.meet.wait();
+  unsigned other;
+  memcpy(&other, &warp.value[lane / width * width + from], 4);
   warp.meet.wait();
   return other;
 }

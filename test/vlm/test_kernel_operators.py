@@ -59,9 +59,10 @@ PRODUCTS = [
     ("w8", 48, 1152, 128, 4, "8 bits"),
     ("w8", 32, 576, 64, 1, "8 bits, small groups"),
     ("f16", 48, 576, 0, 7, "float"),
-    ("w4", 200, 288, 32, 2, "four warps share K, the last block half empty"),
+    ("w4", 200, 288, 32, 2, "four warps share K, teams that 16 does not divide"),
     ("w4", 392, 256, 128, 8, "two warps share K: more results than threads"),
     ("w8", 392, 96, 96, 1, "two warps share K, 8 bits"),
+    ("w4", 360, 1280, 128, 3, "several steps of several rounds, of which the last is not full"),
 ]
 
 
@@ -109,6 +110,20 @@ def test_weights_in_groups_of_128_are_not_rounded(kernels) -> None:
     x[torch.arange(8), torch.tensor(columns)] = 1.0
     got = kernels.linear_add(x, weight, torch.zeros(8, 32).half())
     assert torch.equal(got, weight.dequantize()[:, columns].T.half())
+
+
+@pytest.mark.parametrize("kind", ["w4", "f16"])
+def test_fetching_the_next_weight_changes_nothing(kernels, kind: str) -> None:
+    # The emulation reads what is fetched, so an address outside the weight is found.
+    weight, after = weight_of(kind, 56, 256, 128), weight_of("w4", 40, 128, 128)
+    x, norm, residual = halves(1, 256, seed=2), halves(256, seed=3), halves(1, 56, seed=4)
+    for one, other in (
+        (kernels.linear_add(x, weight, residual, then=after),
+         kernels.linear_add(x, weight, residual)),
+        (kernels.norm_gate_up(x, norm, 1e-5, weight, then=after),
+         kernels.norm_gate_up(x, norm, 1e-5, weight)),
+    ):  # fmt: skip
+        assert same_bits(one, other)
 
 
 MANY = [

@@ -80,12 +80,15 @@ __device__ __forceinline__ unsigned pair_at(const Piece<true>& piece, int i) {
   return subtract_pairs(__byte_perm(above, 0x64646464u, i % 2 ? 0x4342 : 0x4140), 0x64806480u);
 }
 
+struct Angle { float cosine, sine; };
+
 // New keys and values of the block's chunk, as the cache will hold them, and the queries.
 template <bool kInt8> struct alignas(16) Fresh {
   half_bits queries[kHeads][kMaxHead];
   Piece<kInt8> keys[kRows][kMaxHead / 8], values[kRows][kMaxHead / 8];
   float key_scales[kRows], value_scales[kRows];
   float turning[kWarps][kMaxHead];  // a warp's vector while it is rotated
+  Angle angles[kMaxHead / 2];       // of the block's row
 };
 
 // A head's vector in a warp: lane l holds channels l, l + 32, ...
@@ -115,8 +118,16 @@ __device__ __forceinline__ void norm_head(Vector& v, int channels, const half_bi
   }
 }
 
+__device__ __forceinline__ Angle angle_at(const Heads& heads, const Rotation& turn, int row,
+                                          int pair) {
+  const long long axis = turn.axis && heads.axes > 1 ? turn.axis[pair] : 0;
+  const long long at = turn.positions[axis * heads.rows + row] * (heads.head_dim / 2) + pair;
+  return {turn.cosines[at], turn.sines[at]};
+}
+
+// ``held``: the row's angles, or null.
 __device__ __forceinline__ void rotate(Vector& v, const Heads& heads, const Rotation& turn, int row,
-                                       float* scratch) {
+                                       float* scratch, const Angle* held) {
   const int channels = heads.head_dim, half = channels / 2;
 #pragma unroll
   for (int i = 0; i < kMaxHead / 32; ++i) {
@@ -129,10 +140,9 @@ __device__ __forceinline__ void rotate(Vector& v, const Heads& heads, const Rota
     const int channel = threadIdx.x % 32 + 32 * i;
     if (channel >= channels) continue;
     const int pair = channel % half;
-    const long long axis = turn.axis && heads.axes > 1 ? turn.axis[pair] : 0;
-    const long long angle = turn.positions[axis * heads.rows + row] * half + pair;
+    const Angle angle = held ? held[pair] : angle_at(heads, turn, row, pair);
     const float other = channel < half ? -scratch[channel + half] : scratch[pair];
-    v.at[i] = v.at[i] * turn.cosines[angle] + other * turn.sines[angle];
+    v.at[i] = v.at[i] * angle.cosine + other * angle.sine;
   }
   __syncwarp();
 }
@@ -190,7 +200,8 @@ __device__ __forceinline__ void prepare(const Heads& heads, const Rotation& turn
     Vector v = load_vector(qkv + (long long)from * width + head * channels, channels);
     const half_bits* norm = is_query ? turn.query_norm : turn.key_norm;
     if (norm && !is_value) norm_head(v, channels, norm, heads.norm_eps);
-    if (!is_value) rotate(v, heads, turn, from, fresh.turning[warp]);
+    const Angle* angles = from == row ? fresh.angles : nullptr;
+    if (!is_value) rotate(v, heads, turn, from, fresh.turning[warp], angles);
     if (is_query) {
       store(v, channels, fresh.queries[i]);
       continue;
@@ -221,7 +232,7 @@ place_rows(Heads heads, Rotation turn, Cache cache, const half_bits* qkv, half_b
   Vector v = load_vector(qkv + ((long long)row * all + head) * channels, channels);
   const half_bits* norm = is_query ? turn.query_norm : turn.key_norm;
   if (norm && !is_value) norm_head(v, channels, norm, heads.norm_eps);
-  if (!is_value) rotate(v, heads, turn, row, turning[warp]);
+  if (!is_value) rotate(v, heads, turn, row, turning[warp], nullptr);
   if (is_query) {
     store(v, channels, queries + ((long long)row * heads.query_heads + head) * channels);
     return;
@@ -300,7 +311,7 @@ __device__ __forceinline__ void join_chunks(const Heads& heads, const Workspace&
 template <bool kInt8, int kMost>
 __device__ __forceinline__ void attend(const Heads& heads, const Rotation& turn, const Cache& cache,
                                        const half_bits* qkv, const Workspace& work,
-                                       half_bits* out) {
+                                       half_bits* out, const Upcoming& next) {
   constexpr int kKeyPieces = kMost / 32, kBlocks = kMost / kBlock;
   __shared__ Fresh<kInt8> fresh;
   __shared__ float shares[kWarps][kBlock][kHeads + 1];
@@ -309,7 +320,9 @@ __device__ __forceinline__ void attend(const Heads& heads, const Rotation& turn,
   __shared__ int arrivals;
 
   start_next_kernel();
-  wait_for_last_kernel();
+  if (threadIdx.x == 0)  // the memory has little else to do
+    fetch_upcoming(next, (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x,
+                   gridDim.x * gridDim.y * gridDim.z);
   const int row = blockIdx.z, channels = heads.head_dim;
   const int group = heads.query_heads / heads.kv_heads;
   Place place;
@@ -338,6 +351,12 @@ __device__ __forceinline__ void attend(const Heads& heads, const Rotation& turn,
       values[s][b] = load_piece<kInt8>(cache.values, heads, place,
                                        slot0 + 2 * t + s % 2 + s / 2 * 8, kBlock * b + 8 * eighth);
 
+  // The length and the slots before it are of earlier steps, and so is the position of a single row.
+  if (heads.rows > 1) wait_for_last_kernel();
+  if (threadIdx.x < channels / 2)
+    fresh.angles[threadIdx.x] = angle_at(heads, turn, row, threadIdx.x);
+  wait_for_last_kernel();
+  __syncthreads();
   prepare<kInt8>(heads, turn, cache, qkv, place, fresh);
   __syncthreads();
 
@@ -462,8 +481,8 @@ __device__ __forceinline__ void attend(const Heads& heads, const Rotation& turn,
 #define ATTEND(int8, most, blocks, name)                                                       \
   extern "C" __global__ void __launch_bounds__(kThreads, blocks) attend_##name(                \
       Heads heads, Rotation turn, Cache cache, const half_bits* qkv, Workspace work,           \
-      half_bits* out) {                                                                        \
-    attend<int8, most>(heads, turn, cache, qkv, work, out);                                    \
+      half_bits* out, Upcoming next) {                                                         \
+    attend<int8, most>(heads, turn, cache, qkv, work, out, next);                              \
   }
 
 ATTEND(false, 128, 2, f16_128)  // heads of up to 128 channels, of up to 256

@@ -127,8 +127,9 @@ __device__ __forceinline__ void multiply_many(const Matrix& w, const Inputs& in,
 #pragma unroll
   for (int m = 0; m < kWarpTiles; ++m) {
     const int part = kGateUp ? m : 0, tile = kGateUp ? 0 : 16 * m;
-    from[m] = find_channels<4>(w, first + warp_output + tile + lane / 4 + part * outputs,
-                               (part + 1) * outputs - 1);
+    const int channel = first + warp_output + tile + lane / 4 + part * outputs;
+    const int last = (part + 1) * outputs - 1;
+    from[m] = find_channels<4>(w, min(channel, last), min(channel + 8, last));
     load_tile<4>(next[m], w, from[m], begin * kStep + own, per_group);
   }
   wait_for_last_kernel();

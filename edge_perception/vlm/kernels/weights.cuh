@@ -20,7 +20,25 @@ struct Inputs {
   const float* row_scales;    // [rows]: x times these is meant (W8A8); or null
   float norm_eps;
   int rows;
+  int is_staged;  // x as it is fits in shared memory, and is put there
+  int reserved;
 };
+
+// Codes that the next product will read: bytes of them in all, and how many to fetch ahead.
+struct Upcoming {
+  const uint8* codes;
+  long long bytes, wanted;
+};
+
+// A block's share, in pieces spread evenly over the codes, as the blocks that will read them are.
+__device__ __forceinline__ void fetch_upcoming(const Upcoming& next, int block, int blocks) {
+  constexpr int kPieces = 2;  // one in the gates, one in the ups
+  const long long apart = next.bytes / (kPieces * blocks) / 16 * 16;
+  const long long wanted = next.wanted / (kPieces * blocks) / 16 * 16;
+  const unsigned bytes = (unsigned)(wanted < apart ? wanted : apart);
+  if (!bytes) return;
+  for (int i = kPieces * block; i < kPieces * (block + 1); ++i) fetch(next.codes + i * apart, bytes);
+}
 
 // Pair i of a lane's codes as a half2: 1024 + code, of 4 bits 64 + code where i is odd.
 template <int kBits> __device__ __forceinline__ unsigned pair_at(const Bytes16& codes, int i) {
@@ -51,37 +69,34 @@ struct Tile {
 struct Channels { unsigned codes[2], groups[2]; };
 
 template <int kBits>
-__device__ __forceinline__ Channels find_channels(const Matrix& w, int first, int last) {
-  Channels c;
+__device__ __forceinline__ Channels find_channels(const Matrix& w, int one, int other) {
   const unsigned groups = kBits == 16 ? 0 : w.columns / w.group_size;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const unsigned channel = min(first + 8 * half, last);
-    c.codes[half] = channel * (w.columns / kLaneColumns<kBits>);
-    c.groups[half] = channel * groups;
-  }
-  return c;
+  const unsigned row = w.columns / kLaneColumns<kBits>;
+  return {{one * row, other * row}, {one * groups, other * groups}};
 }
 
+// Beyond the columns a tile keeps what it holds, which x = 0 multiplies.
 template <int kBits>
-__device__ __forceinline__ const uint8* codes_at(const Matrix& w, const Channels& from, int half,
-                                                 int column) {
-  return w.codes + 16ull * (from.codes[half] + column / kLaneColumns<kBits>);
-}
-
-// ``per_group``: 2^32 / group_size, rounded up; exact for what is below 65536. Beyond the columns
-// the tile keeps what it holds, which x = 0 multiplies. Signed codes are used plus 128.
-template <int kBits, bool kSigned = false>
-__device__ __forceinline__ void load_tile(Tile& tile, const Matrix& w, const Channels& from,
-                                          int column, unsigned per_group) {
+__device__ __forceinline__ void load_codes(Tile& tile, const Matrix& w, const Channels& from,
+                                           int column) {
   if (column >= w.columns) return;
-  const unsigned group = __umulhi(column, per_group);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const unsigned codes = from.codes[half] + column / kLaneColumns<kBits>;
     tile.codes[half] = load_once(w.codes + 16ull * codes);
-    if (kBits == 16) continue;
-    tile.zero[half] = kSigned ? 128 : w.zeros[from.groups[half] + group];
+  }
+}
+
+// ``per_group``: 2^32 / group_size, rounded up; exact for what is below 65536.
+template <int kBits>
+__device__ __forceinline__ void load_tile(Tile& tile, const Matrix& w, const Channels& from,
+                                          int column, unsigned per_group) {
+  if (column >= w.columns) return;
+  load_codes<kBits>(tile, w, from, column);
+  const unsigned group = __umulhi(column, per_group);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    tile.zero[half] = w.zeros[from.groups[half] + group];
     tile.scale[half] = w.scales[from.groups[half] + group];
   }
 }
