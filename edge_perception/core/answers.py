@@ -56,7 +56,7 @@ class Request:
         _check_text("prompt", self.prompt)
         _check_region(self.region)
         _check_choices(self.choices)
-        if not self.prompt and not self.id:
+        if self.cancels and not self.id:
             raise RequestError("empty prompt", expected="a prompt, or the id of one to cancel")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise RequestError("max_tokens", expected="1 or more", got=self.max_tokens)

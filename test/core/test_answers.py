@@ -32,6 +32,7 @@ def test_empty_prompt_with_an_id_cancels() -> None:
     ("text", "told"),
     [
         ("", "empty prompt"),
+        ('{"prompt": " "}', "empty prompt"),
         ("x" * (LONGEST + 1), "too long"),
         ("é" * (LONGEST // 2 + 1), "too long"),  # bytes count, not characters
         ("{" * 1_000_000, "too long"),
