@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from edge_perception.core.machine import describe_machine, utc_now
-from edge_perception.quantization.evaluate import gap_share, measure_fidelity, windows_of
+from edge_perception.quantization.evaluate import Fidelity, measure_fidelity, windows_of
 from edge_perception.quantization.grid import WeightFormat
-from edge_perception.quantization.ladder import Quantised, quantise_copy
+from edge_perception.quantization.ladder import Quantised, quantise_copy, run_row
 from edge_perception.vlm.loaders.gguf import GgufCheckpoint
 
 RUN_WINDOW = 2048
@@ -104,19 +104,11 @@ class Judge:
         perplexity = measure_fidelity(lambda w: model(w).logits[0], None, windows).perplexity
         return cls(windows, logits, perplexity)
 
-    def row(self, run: Run, made: Quantised, tokens: int, rtn: float | None) -> dict[str, Any]:
-        """A run's figures."""
-        got = measure_fidelity(
+    def fidelity(self, made: Quantised) -> Fidelity:
+        """A quantised model's figures."""
+        return measure_fidelity(
             lambda w: made.model(w).logits[0], lambda w: self.logits[id(w)], self.windows
         )
-        share = None if rtn is None else gap_share(got.perplexity, self.perplexity, rtn)
-        return {
-            "name": run.name, "method": run.recipe.method, "implementation": "ours",
-            **asdict(run.recipe.form), **run.recipe.settings, "ppl": got.perplexity,
-            "gap_share_of_rtn": 1.0 if run.recipe.method == "rtn" else share, "kl": got.kl,
-            "agreement": got.agreement, "seconds": made.seconds, "bytes": made.bytes,
-            "calibration_tokens": tokens if run.recipe.needs_calibration else 0,
-        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -152,9 +144,11 @@ def measure_ladder(
         batches = _calibration(source, run, limits, device)
         made = quantise_copy(model, run.recipe, batches, device)
         tokens = sum(batch["input_ids"].numel() for batch in batches)
-        row = judge.row(run, made, tokens, rtn.get(run.recipe.form))
+        got, form = judge.fidelity(made), run.recipe.form
         if run.recipe.method == "rtn":
-            rtn[run.recipe.form] = row["ppl"]
+            rtn[form] = got.perplexity
+        row = run_row(run.recipe, made, got, judge.perplexity, rtn.get(form), tokens)
+        row |= {"name": run.name, "calibration_window": run.window_length}
         report["runs"].append(row)
         _tell(row)
         out.write_text(json.dumps(report, indent=1))

@@ -69,6 +69,8 @@ def _all_runs() -> list[Run]:
             Run(f"{b}-awq+gptq-128", recipe_for("awq+gptq", g64), windows=128),
             Run(f"{b}-awq+gptq-16", recipe_for("awq+gptq", g64), windows=16),
             Run(f"{b}-awq+gptq-512", recipe_for("awq+gptq", g64), window_length=512),
+            Run(f"{b}-gptq-512", recipe_for("gptq", g64), window_length=512),
+            Run(f"{b}-gptq-8x512", recipe_for("gptq", g64), windows=8, window_length=512),
         ]
     for tag, form in _OTHER_FORMS.items():
         runs += [

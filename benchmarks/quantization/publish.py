@@ -14,6 +14,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gguf_ladder import RUN_WINDOW
+
 from edge_perception.quantization.ladder_page import render_ladder
 from edge_perception.quantization.recipe import METHODS, Clipping
 
@@ -34,9 +36,20 @@ def _named(run: dict[str, Any]) -> dict[str, Any]:
         made["method"] = "smoothquant-static"
     if made["method"] == "w8a8" and made.get("activations") == "static":
         made["method"] = "w8a8-static"
-    if made.get("clipping", usual := _usual_clipping(made["method"])) != usual:
-        made["note"] = f"clipping {made['clipping']}"
-    return made
+    notes = _notes(made)
+    return made | {"note": ", ".join(notes)} if notes else made
+
+
+def _notes(run: dict[str, Any]) -> list[str]:
+    """What a run does otherwise than its method's name says."""
+    notes = []
+    if run.get("clipping", usual := _usual_clipping(run["method"])) != usual:
+        notes.append(f"clipping {run['clipping']}")
+    if not run.get("activation_order", True):
+        notes.append("columns in their own order")
+    if run.get("calibration_window", RUN_WINDOW) != RUN_WINDOW:
+        notes.append(f"windows of {run['calibration_window']} tokens")
+    return notes
 
 
 def _usual_clipping(method: str) -> str:

@@ -35,7 +35,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("model", type=Path, help="checkpoint folder with safetensors, or a .gguf")
     parser.add_argument("--out", type=Path, required=True, help="folder to write (or to resume)")
     add_format_arguments(parser)
-    parser.add_argument("--method", choices=_METHODS, default="awq")
+    parser.add_argument("--method", choices=_METHODS, default="awq+gptq")
     parser.add_argument("--bits", type=int, choices=(3, 4, 8), default=4)
     parser.add_argument(
         "--layout",

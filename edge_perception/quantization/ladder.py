@@ -96,12 +96,13 @@ def climb(
         if recipe.method == "rtn":
             rtn[recipe.form] = got.perplexity
         tokens = sum(batch["input_ids"].numel() for batch in batches)
-        runs.append(_row(recipe, made, got, float_model.perplexity, rtn.get(recipe.form), tokens))
+        rtn_ppl = rtn.get(recipe.form)
+        runs.append(run_row(recipe, made, got, float_model.perplexity, rtn_ppl, tokens))
         on_run(runs[-1])
     return {"float_ppl": float_model.perplexity, "runs": runs}
 
 
-def _row(
+def run_row(
     recipe: Recipe,
     made: Quantised,
     got: Fidelity,
@@ -109,6 +110,7 @@ def _row(
     rtn_ppl: float | None,
     tokens: int,
 ) -> dict[str, Any]:
+    """A run's figures; ``tokens`` were at hand to calibrate, ``rtn_ppl`` is RTN's in its format."""
     return {
         "method": recipe.method,
         **asdict(recipe.form),
