@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -41,7 +41,7 @@ class ManagedNode(LifecycleNode, abc.ABC):
     Subclasses implement ``configure``, ``activate``, ``deactivate``, ``cleanup`` and ``counters``;
     errors raised inside the first two become a failed transition with the reason in the log and
     in diagnostics, never a dead process. After an error both ``deactivate`` and ``cleanup`` must
-    cope with work that was done by half.
+    cope with work that was done by half; errors of their own are told and stop nothing.
     """
 
     def __init__(self, name: str, table: Sequence[Declaration], **node_options: object) -> None:
@@ -105,7 +105,7 @@ class ManagedNode(LifecycleNode, abc.ABC):
             self.configure()
         except Exception as error:  # rclpy would swallow what is not expected without a word
             self._tell_failure(f"cannot configure: {_in_words(error)}")
-            self.cleanup()
+            self._attempt(self.cleanup)
             return TransitionCallbackReturn.FAILURE
         self._failure = None
         self._configured = True
@@ -118,7 +118,7 @@ class ManagedNode(LifecycleNode, abc.ABC):
             self.activate()
         except Exception as error:
             self._tell_failure(f"cannot activate: {_in_words(error)}")
-            self.deactivate()
+            self._attempt(self.deactivate)
             super().on_deactivate(state)
             return TransitionCallbackReturn.FAILURE
         self._active = True
@@ -127,13 +127,13 @@ class ManagedNode(LifecycleNode, abc.ABC):
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Run ``deactivate``."""
         self._active = False
-        self.deactivate()
+        self._attempt(self.deactivate)
         return super().on_deactivate(state)
 
     def on_cleanup(self, _: LifecycleState) -> TransitionCallbackReturn:
         """Run ``cleanup``."""
         self._configured = False
-        self.cleanup()
+        self._attempt(self.cleanup)
         return TransitionCallbackReturn.SUCCESS
 
     def on_shutdown(self, _: LifecycleState) -> TransitionCallbackReturn:
@@ -145,10 +145,10 @@ class ManagedNode(LifecycleNode, abc.ABC):
         """Give everything back when the process ends; may be called in any state, and twice."""
         if self._active:
             self._active = False
-            self.deactivate()
+            self._attempt(self.deactivate)
         if self._configured:
             self._configured = False
-            self.cleanup()
+            self._attempt(self.cleanup)
 
     def fail(self, reason: str) -> None:
         """Leave a node whose work cannot go on unconfigured, able to be configured again."""
@@ -157,6 +157,15 @@ class ManagedNode(LifecycleNode, abc.ABC):
             self.trigger_deactivate()
         if self._configured:
             self.trigger_cleanup()
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        """Stop working or give back: an error is told, but the node is stopped all the same."""
+        try:
+            step()
+        except Exception as error:
+            reason = f"{step.__name__} went wrong: {_in_words(error)}"
+            self.get_logger().error(reason)
+            self._failure = self._failure or reason  # what failed first says more
 
     def _tell_failure(self, reason: str) -> None:
         self._failure = reason

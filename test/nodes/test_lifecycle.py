@@ -154,11 +154,16 @@ class Fragile(ManagedNode):
         super().__init__(name, ())
         self.heard = 0
         self.create_subscription(String, "words", self.on_word, 10)
-    def configure(self): pass
-    def cleanup(self): pass
+    def configure(self): self.broken = False
+    def deactivate(self): self.expect_whole()
+    def cleanup(self): self.expect_whole()
     def counters(self): return {"heard": self.heard}
+    def expect_whole(self):
+        if self.broken:
+            raise OSError("no space is left")
     def on_word(self, message):
         if message.data == "break":
+            self.broken = True
             raise ZeroDivisionError("nobody foresaw this")
         self.heard += 1
 
