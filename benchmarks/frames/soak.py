@@ -8,9 +8,10 @@ SIGKILL; idle and killed again with the writer's process at real-time priority, 
 give its camera; and killing of the writer too. What must hold: no torn frame, no lease or
 descriptor left behind, ``write`` not slower for the killing.
 
-On few cores the clock alone cannot tell waiting from starving: a reader that starts (Python and
-NumPy, half a second of CPU) takes the core from a writer that waits for nothing. Each phase
-therefore also tells how the time of ``write`` divides, by the scheduler's own books: running,
+Readers come from a fork server, so that to start one takes 6 ms of CPU: starting Python and NumPy
+takes half a second, which on two cores would measure those. On few cores the clock alone still
+cannot tell waiting from starving, because readers compute checksums where the writer writes. Each
+phase therefore also tells how the time of ``write`` divides, by the scheduler's own books: running,
 queued for a core, and blocked, which alone is waiting; and the real-time phases take the
 scheduler's part away. The clock's figure of the plain phases is told beside them.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import subprocess
@@ -27,9 +29,12 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from benchmarks.frames import soak_reader
 from benchmarks.frames.frame_source import provenance
 
 READERS = 4
@@ -55,20 +60,26 @@ class Tally:
     unexpected: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def listen(self, child: subprocess.Popen[str]) -> None:
-        """Add up a reader's lines until it ends."""
-        assert child.stdout is not None
-        for line in child.stdout:
-            word, _, rest = line.strip().partition(" ")
-            with self.lock:
-                if word == "read":
-                    self.read += int(rest)
-                elif word == "torn":
-                    self.torn += 1
-                elif word == "reattached":
-                    self.reattached += 1
-                else:
-                    self.unexpected.append(line.strip())
+    def listen(self, told: Connection) -> None:
+        """Add up what a reader tells until it ends."""
+        with told:
+            while True:
+                try:
+                    event = told.recv()
+                except (EOFError, OSError):  # OSError: killed in the middle of a word
+                    return
+                self._add(event)
+
+    def _add(self, event: str) -> None:
+        with self.lock:
+            if event == "read":
+                self.read += soak_reader.REPORT_EVERY
+            elif event == "torn":
+                self.torn += 1
+            elif event == "reattached":
+                self.reattached += 1
+            else:
+                self.unexpected.append(event)
 
 
 class Soak:
@@ -79,7 +90,9 @@ class Soak:
         self._mode = folder / "mode"
         self._random = random.Random(seed)
         self.tally = Tally()
-        self._readers: list[subprocess.Popen[str]] = []
+        self._nursery = multiprocessing.get_context("forkserver")
+        self._nursery.set_forkserver_preload([soak_reader.__name__])
+        self._readers: list[ForkServerProcess] = []
         self.kills = {"reader": 0, "writer": 0}
         self.set_mode("idle")
         self.writer = self._start_writer()
@@ -128,16 +141,17 @@ class Soak:
         """End the readers and wait until all they said is counted."""
         for reader in self._readers:
             reader.terminate()
-            reader.wait(timeout=30)
+            reader.join(timeout=30)
         for listener in self._listeners:
             listener.join(timeout=30)
 
     def close(self) -> None:
         """Kill whatever still runs."""
-        for child in (*self._readers, self.writer):
-            if child.poll() is None:
-                child.kill()
-            child.wait()
+        for reader in self._readers:
+            reader.kill()
+            reader.join()
+        self.writer.kill()
+        self.writer.wait()
 
     def _pause(self, mean: float) -> float:
         return self._random.uniform(0.5, 1.5) * mean
@@ -146,7 +160,7 @@ class Soak:
         if kind == "reader":
             victim = self._readers.pop(self._random.randrange(READERS))
             victim.kill()
-            victim.wait()
+            victim.join()
             self._start_reader()
         else:
             self.writer.kill()
@@ -155,17 +169,22 @@ class Soak:
         self.kills[kind] += 1
 
     def _start_writer(self) -> subprocess.Popen[str]:
-        writer = _start("soak_writer", str(self._descriptor))
+        command = [sys.executable, "-m", "benchmarks.frames.soak_writer", str(self._descriptor)]
+        pipe = subprocess.PIPE
+        writer = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
         assert writer.stdout is not None
         if writer.stdout.readline().strip() != "ready":
             raise SystemExit("the writer did not start")
         return writer
 
     def _start_reader(self) -> None:
-        place = (str(self._descriptor), str(self._mode))
-        reader = _start("soak_reader", *place)
+        told, tell = self._nursery.Pipe(duplex=False)
+        arguments = (self._descriptor, self._mode, tell)
+        reader = self._nursery.Process(target=soak_reader.follow, args=arguments, daemon=True)
+        reader.start()
+        tell.close()  # the reader's end is its own: when it dies, `told` ends
         self._readers.append(reader)
-        listener = threading.Thread(target=self.tally.listen, args=(reader,), daemon=True)
+        listener = threading.Thread(target=self.tally.listen, args=(told,), daemon=True)
         listener.start()
         self._listeners.append(listener)
 
@@ -251,12 +270,6 @@ def _settled(soak: Soak) -> dict[str, Any]:
 
 def _shared_memory_files() -> set[str]:
     return {name for name in os.listdir("/dev/shm") if "edge" in name}
-
-
-def _start(module: str, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", f"benchmarks.frames.{module}", *arguments]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
 
 
 def main() -> None:

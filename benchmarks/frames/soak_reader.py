@@ -5,13 +5,29 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from benchmarks.frames.frame_source import is_whole
 from edge_perception.errors import FrameWriterGone
 from edge_perception.gpu.reader import FrameReader
 
-_REPORT_EVERY = 10
+REPORT_EVERY = 10
+
+
+def follow(descriptor: Path, mode: Path, tell: Connection) -> None:
+    """Read from one ring after another until terminated.
+
+    ``descriptor`` is the file that names the ring of the day, ``mode`` one that says "read" or
+    "idle". Tells "read" for every ``REPORT_EVERY`` frames, "torn" and "reattached".
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    while True:
+        with attach(descriptor) as reader:
+            try:
+                read(reader, mode, tell)
+            except FrameWriterGone:
+                tell.send("reattached")
 
 
 def attach(descriptor: Path) -> FrameReader:
@@ -23,7 +39,7 @@ def attach(descriptor: Path) -> FrameReader:
             time.sleep(0.05)
 
 
-def read(reader: FrameReader, mode: Path) -> None:
+def read(reader: FrameReader, mode: Path, tell: Connection) -> None:
     """Read until the writer is gone."""
     after = count = 0
     while True:
@@ -36,23 +52,7 @@ def read(reader: FrameReader, mode: Path) -> None:
         with lease:
             after = lease.sequence
             if not is_whole(lease.pixels, after):
-                print(f"torn {after}", flush=True)
+                tell.send("torn")
         count += 1
-        if count % _REPORT_EVERY == 0:
-            print(f"read {_REPORT_EVERY}", flush=True)
-
-
-def main() -> None:
-    """Read from one ring after another until terminated."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    descriptor, mode = Path(sys.argv[1]), Path(sys.argv[2])
-    while True:
-        with attach(descriptor) as reader:
-            try:
-                read(reader, mode)
-            except FrameWriterGone:
-                print("reattached", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+        if count % REPORT_EVERY == 0:
+            tell.send("read")
