@@ -220,6 +220,8 @@ class CameraNode(ManagedNode):
                 self._left_waiting = True
                 try:
                     self._subscription.callback(*taken)
+                except Exception as error:  # this node's, not the reader's whose thread it is
+                    self._break(f"unexpected error: {error!r}")
                 finally:
                     self._left_waiting = False
 
@@ -258,6 +260,9 @@ class CameraNode(ManagedNode):
             else:
                 self._break(f"frame ring failed: {error}")
             return
+        except Exception:
+            self.demand.fail(waiting)  # they still want a frame when this node works again
+            raise
         if info is None:
             self.demand.fail(waiting)
         else:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-pytest.importorskip("rclpy")
+rclpy = pytest.importorskip("rclpy")
 from diagnostic_msgs.msg import DiagnosticStatus
 from emulated_gpu import EmulatedTransport
 from pictures import GREEN, picture, raw_fields
@@ -235,6 +235,26 @@ def test_a_reader_that_asks_takes_the_waiting_message_itself(
     waiting.messages = [(image(3, encoding="smoke"), {})]
     stream.want_next()
     assert camera.demand.can_execute(subscription), "a rejected image serves nobody"
+    stream.stop()
+
+
+def test_error_that_nobody_foresaw_fails_the_camera_and_not_the_reader_that_asked(
+    camera: CameraNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subscription, waiting = camera._subscription, LeftWaiting(camera)
+    monkeypatch.setattr(camera, "_subscription", waiting)
+    stream = LocalFrameStream(camera)
+    stream.start(camera, lambda: None, eager=False)
+    camera._on_image(image(1), {})
+    monkeypatch.setattr(camera, "_write_raw", lambda *_: 1 / 0)
+    waiting.messages = [(image(2), {})]
+    stream.want_next()
+    assert camera.demand.can_execute(subscription), "the reader still wants a frame"
+    monkeypatch.setattr(camera, "_subscription", subscription)
+    while camera._configured:
+        rclpy.spin_once(camera, timeout_sec=5)  # the camera's own thread
+    assert camera._health() == (DiagnosticStatus.ERROR, camera._broken)
+    assert "ZeroDivisionError" in camera._broken
     stream.stop()
 
 
