@@ -139,7 +139,8 @@ def ros_arguments(parameters: Mapping[str, object]) -> list[str]:
     """Return parameters as ROS command line arguments; strings are quoted as YAML."""
     arguments = ["--ros-args"]
     for name, value in parameters.items():
-        text = yaml.safe_dump(value, default_style='"' if isinstance(value, str) else None)
+        style = '"' if isinstance(value, str) else None
+        text = yaml.safe_dump(value, default_style=style, width=float("inf"))  # never folded
         arguments += ["-p", f"{name}:={text.splitlines()[0]}"]
     return arguments
 

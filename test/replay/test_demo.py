@@ -165,7 +165,11 @@ def test_demo_that_cannot_run_says_why(bag: Path, tmp_path: Path, broken: str, r
 
 
 @pytest.mark.parametrize(
-    "value", ["plain", "/dev/video0", "123", "true", "with: colon", "a 'quote'", 'a "quote"', ""]
+    "value",
+    [
+        *("plain", "/dev/video0", "123", "true", "with: colon", "a 'quote'", 'a "quote"', ""),
+        "/a folder/" * 20,  # longer than a line of YAML
+    ],
 )
 def test_text_parameters_stay_text(value: str) -> None:
     flag, option, argument = ros_arguments({"source": value})
