@@ -57,6 +57,13 @@ def _to_bgr(pixels: UInt8Array, encoding: str) -> UInt8Array | None:
     return None if conversion is None else np.asarray(cv2.cvtColor(pixels, conversion), np.uint8)
 
 
+def nothing_to_show() -> UInt8Array:
+    """Return a dark picture in the place of frames that ``decode_picture`` cannot show."""
+    canvas = np.full((480, 640, 3), 48, np.uint8)
+    draw_caption(canvas, "frames of this encoding are not shown", scale=1)
+    return canvas
+
+
 def class_colours(names: Iterable[str]) -> dict[str, tuple[int, int, int]]:
     """Give each name a colour (BGR) that depends only on the set of names."""
     return {name: _PALETTE[i % len(_PALETTE)] for i, name in enumerate(sorted(set(names)))}

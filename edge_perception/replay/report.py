@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_perception.core.image import UInt8Array
+from edge_perception.errors import BagError
 from edge_perception.replay import messages, pictures
 from edge_perception.replay.conversation import (
     Conversation,
@@ -77,10 +78,18 @@ def write_report(
 
 
 def read_recording(where: str) -> Recording:
-    """Read the truth and the image times of a source; of several cameras, the first."""
+    """Read the truth and the image times of a source; of several cameras, the first.
+
+    Raises:
+        BagError: the source cannot be read, or has no end.
+    """
     times_ns: list[int] = []
     truths: dict[int, LabelledBoxes] = {}
     with open_source(where) as source:
+        if source.live:
+            raise BagError(
+                "a live source cannot be reported on", got=where, mend="Record it: ros2 bag record."
+            )
         topic = next(t for t, kind in source.topics.items() if kind in messages.IMAGE_TYPES)
         for message in source.messages():
             if message.topic == topic:
@@ -106,6 +115,7 @@ def _make_media(recording: Recording, run: Run, talk: Conversation | None, out: 
     tiles = [picture for picture, _ in _annotated(recording, _spread(run, _TILES), _HERO_SCALE)]
     hero = max(run.frames, key=_interest)
     heroes = [p for p, _ in _annotated(recording, [hero], _HERO_SCALE, captions=False)]
+    heroes = heroes or [pictures.nothing_to_show()]
     sheet = pictures.encode_jpeg(pictures.contact_sheet(tiles or heroes))
     (out / "contact_sheet.jpg").write_bytes(sheet)
     animation = out / "annotated.webp"

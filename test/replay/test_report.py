@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,6 +22,7 @@ from edge_perception.replay.page import FrameTimes, Media, number, render_page
 from edge_perception.replay.playback import SentMessage
 from edge_perception.replay.report import read_recording, write_report
 from edge_perception.replay.run_files import load_run
+from edge_perception.replay.video import CameraSource
 
 TOPIC = "/image/compressed"
 INTERVAL_NS = 33_000_000
@@ -207,6 +209,24 @@ def test_report_of_a_run_without_any_result_is_written_too(tmp_path: Path) -> No
     assert report["frames"]["dropped"] == 3
     assert report["fps"] is None
     assert "No frames to draw" in (tmp_path / "report.html").read_text()
+
+
+def test_report_of_frames_that_cannot_be_shown_is_written_too(tmp_path: Path) -> None:
+    write_run(tmp_path, 3, 3)
+    with BagWriter(tmp_path / "a.mcap") as bag:
+        for index in range(3):
+            bag.write_image(FIRST_NS + index * INTERVAL_NS, b"no picture")
+    recording = read_recording(str(tmp_path / "a.mcap"))
+    report = write_report(tmp_path, recording, MODEL, tmp_path)
+    assert report["frames"]["processed"] == 3
+    assert (tmp_path / "contact_sheet.jpg").read_bytes().startswith(b"\xff\xd8")
+
+
+def test_source_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    camera = CameraSource("/dev/video0")
+    monkeypatch.setattr("edge_perception.replay.report.open_source", lambda _: nullcontext(camera))
+    with pytest.raises(BagError, match="live source"):
+        read_recording("/dev/video0")
 
 
 class References(HTMLParser):
