@@ -20,6 +20,8 @@ pytestmark = pytest.mark.gpu
 from pictures import BLOCK_CENTRE, BLOCK_SIZE, BLUE, GREEN, RED, picture
 from vision_msgs.msg import Detection2DArray
 
+from edge_perception.errors import CudaError
+from edge_perception.gpu.nvjpeg import load_library
 from edge_perception.nodes.messages import from_detection2d_array
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -58,6 +60,14 @@ def start(graph: Any, arrangement: str, manifest: Path, transport: str) -> list[
     return heard
 
 
+@pytest.fixture
+def nvjpeg() -> None:
+    try:
+        load_library()
+    except CudaError as error:
+        pytest.skip(str(error))
+
+
 def found_in(message: Detection2DArray) -> list[Any]:
     """What a message tells, in an order that equal scores do not change."""
     found: Any = from_detection2d_array(message)["detections"]
@@ -92,7 +102,7 @@ def test_frames_stay_on_the_gpu_and_the_boxes_are_those_of_the_cpu(
     [("container", "cuda_in_process"), ("processes", "cuda_ipc")],
 )
 def test_jpegs_are_decoded_on_the_gpu_and_found_there(
-    graph: Any, manifest: Path, arrangement: str, transport: str
+    nvjpeg: None, graph: Any, manifest: Path, arrangement: str, transport: str
 ) -> None:
     detections = start(graph, arrangement, manifest, transport)
     for colour, name in ((RED, "red_block"), (GREEN, "green_block"), (BLUE, "blue_block")):
