@@ -23,6 +23,8 @@ EXAM_SEED=${EXAM_SEED:-3}
 VAL_FRAMES=${VAL_FRAMES:-1000}
 EXAM_FRAMES=${EXAM_FRAMES:-1000}
 TRAIN_ARGS=${TRAIN_ARGS:-}     # more options of training.vlm.train, such as --batch 256
+QUANTISE_ARGS=${QUANTISE_ARGS:-} # of training.vlm.quantise, such as --pictures 32
+EXAM_ARGS=${EXAM_ARGS:-}       # of benchmarks.vlm.accuracy, such as --onnx-most 0
 COMMIT=${COMMIT:-unknown}
 WAIT_S=${WAIT_S:-540}
 NAME=${NAME:-demo_vlm}
@@ -55,13 +57,16 @@ learn() {
 export_float() { "$PYTHON" -m training.vlm.export --run "$WORK/run" --out "$WORK/$NAME-fp16"; }
 
 quantise() {
+  # shellcheck disable=SC2086
   "$PYTHON" -m training.vlm.quantise --model "$WORK/$NAME-fp16" --data "$DATA/train" \
-    --out "$WORK/$NAME"
+    --out "$WORK/$NAME" $QUANTISE_ARGS
 }
 
 examine() {
+  # shellcheck disable=SC2086
   "$PYTHON" -m benchmarks.vlm.accuracy --data "$DATA/exam" --fp16 "$WORK/$NAME-fp16" \
-    --awq "$WORK/$NAME-awq" --rtn "$WORK/$NAME-rtn" --commit "$COMMIT" --out "$WORK/accuracy.json"
+    --awq "$WORK/$NAME-awq" --rtn "$WORK/$NAME-rtn" --commit "$COMMIT" \
+    --out "$WORK/accuracy.json" $EXAM_ARGS
 }
 
 stage() { # NAME COMMAND...
