@@ -10,26 +10,14 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_perception.errors import ConfigError
-from edge_perception.planner.devices import (
-    DeviceProfile,
-    Efficiency,
-    Share,
-    device_names,
-    load_device,
-    load_efficiency,
-)
 from edge_perception.planner.memory import KV_BYTES, SCHEMES, WeightScheme, scheme_named
-from edge_perception.planner.models import load_planned_model, model_names
-from edge_perception.planner.plan import (
-    FrameRing,
-    PlanRequest,
-    format_plan,
-    load_detector,
-    make_plan,
-)
+
+if TYPE_CHECKING:
+    from edge_perception.planner.devices import DeviceProfile, Efficiency
+    from edge_perception.planner.plan import FrameRing
 
 _HEADS = {"fp16": "fp16", "int8": "int8-g64", "int4": "int4-g64"}
 
@@ -40,12 +28,11 @@ def add_parser(commands: Any) -> None:
         "plan",
         help="predict memory and latency of a model on a device",
         description=__doc__,
-        epilog=f"Models known by name: {', '.join(model_names())}.",
+        epilog="Models and devices have their names from config/models and config/devices; one"
+        " that is not known is answered with all that are.",
     )
-    parser.add_argument("--model", required=True, help="checkpoint folder, or a name (see below)")
-    parser.add_argument(
-        "--device", required=True, help=f"{', '.join(device_names())}, or a profile's .yaml"
-    )
+    parser.add_argument("--model", required=True, help="name, or a checkpoint's folder")
+    parser.add_argument("--device", required=True, help="name, or a profile's .yaml")
     parser.add_argument("--detector", type=Path, metavar="MANIFEST", help="of the detector beside")
     parser.add_argument("--weights", choices=SCHEMES, default="int4-g128")
     parser.add_argument("--head", choices=_HEADS, default="fp16", help="lm_head's weights")
@@ -62,6 +49,10 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the plan; 0 where it fits, else 1."""
+    from edge_perception.planner.devices import load_device
+    from edge_perception.planner.models import load_planned_model
+    from edge_perception.planner.plan import PlanRequest, format_plan, load_detector, make_plan
+
     device = load_device(options.device)
     weights = scheme_named(options.weights)
     request = PlanRequest(
@@ -87,6 +78,8 @@ def _efficiency(
     options: argparse.Namespace, device: DeviceProfile, weights: WeightScheme
 ) -> Efficiency:
     """Published shares, with what the command line names in their place."""
+    from edge_perception.planner.devices import Efficiency, Share, load_efficiency
+
     given = (options.decode_efficiency, options.prefill_efficiency)
     decode, prefill = (None if x is None else Share(x, "given on the command line") for x in given)
     if decode is not None and prefill is not None:
@@ -98,6 +91,8 @@ def _efficiency(
 
 
 def _ring(frame: str, slots: int) -> FrameRing:
+    from edge_perception.planner.plan import FrameRing
+
     width, _, height = frame.partition("x")
     if not (width.isdecimal() and height.isdecimal()):
         raise ConfigError("--frame", expected="WIDTHxHEIGHT, such as 1920x1080", got=frame)
