@@ -33,7 +33,6 @@ setup(
         (f"{SHARE}/demo", glob("demo/*.mcap")),
         (f"{SHARE}/engines", glob("engines/*.yaml") + glob("engines/*.onnx")),
         (f"{SHARE}/engines/demo_vlm", glob("engines/demo_vlm/*")),
-        (f"{SHARE}/engines/demo_vlm", glob("engines/demo_vlm/*")),
         (f"lib/{NAME}", glob("scripts/nodes/*")),
     ],
     install_requires=["setuptools", "numpy>=1.21"],

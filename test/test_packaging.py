@@ -66,8 +66,8 @@ def test_manifest_depends_on_every_ros_package_that_nodes_import() -> None:
     package = pytest.importorskip("catkin_pkg.package")
     manifest = package.parse_package(str(ROOT))
     declared = {dependency.name for dependency in manifest.exec_depends}
-    ros = {name for name in _roots_imported_by("nodes") if name.endswith("_msgs")} | {"rclpy"}
-    ros.discard("rcl_interfaces")
+    imported = _roots_imported_by("nodes")
+    ros = {name for name in imported if name.endswith(("_msgs", "_interfaces"))} | {"rclpy"}
     assert ros <= declared
 
 
