@@ -119,14 +119,17 @@ def processes(context: LaunchContext) -> list[Node]:
 
 
 def parameters(value: dict[str, str], executable: str) -> list[str | dict[str, str | bool]]:
-    """Return the device profile, the user's file and what the arguments say, in this order."""
+    """Return the device profile, the user's file and what the arguments say, in this order.
+
+    What they do not say is left out, or it would win over the user's file.
+    """
     files = [os.path.join(SHARE, "config", f"{value['device']}.yaml"), value["params_file"]]
-    said = {name: value[name] for name in ("manifest", "output_dir") if value[name]}
+    said: dict[str, str | bool] = {"autostart": value["autostart"] == "true"}
+    said |= {name: value[name] for name in ("manifest", "output_dir") if value[name]}
+    if value["vlm"]:
+        said["vlm"] = True
     if value["vlm"] not in ("", "demo"):
         said["model"] = value["vlm"]
-    flags = {
-        "autostart": value["autostart"] == "true",
-        "share_frames": executable == "camera",
-        "vlm": bool(value["vlm"]),
-    }
-    return [*(file for file in files if file), {**said, **flags}]
+    if executable == "camera":  # in a process of its own it has its readers elsewhere
+        said["share_frames"] = True
+    return [*(file for file in files if file), said]
