@@ -104,7 +104,7 @@ class FrameReader:
                 raise FrameError("the frame reader is closed")
             request = {"op": "acquire", "after": after, "wait": timeout_s > 0}
             self._send(request)
-            if timeout_s > 0 and not select.select([self._connection], [], [], timeout_s)[0]:
+            if timeout_s > 0 and not self._await_answer(timeout_s):
                 self._send({"op": "cancel"})
             packet, files = self._read_answer()
             try:
@@ -183,6 +183,11 @@ class FrameReader:
     def _send(self, packet: protocol.Packet) -> None:
         said = {**packet, "nonce": self._nonce}
         self._speak(lambda: protocol.send(self._connection, said))
+
+    def _await_answer(self, timeout_s: float) -> bool:
+        waiting = select.poll()  # select() itself knows no descriptor from 1024 on
+        waiting.register(self._connection, select.POLLIN)
+        return bool(waiting.poll(timeout_s * 1e3))
 
     def _read_answer(self) -> tuple[protocol.Packet, tuple[int, ...]]:
         data, files = self._speak(lambda: protocol.receive(self._connection))

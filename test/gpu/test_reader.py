@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import json
 import mmap
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -61,6 +63,15 @@ def start() -> Iterator[Start]:
         child.wait()
         assert child.stdout is not None
         child.stdout.close()
+
+
+@pytest.fixture
+def many_open_files() -> Iterator[None]:
+    """Let this process have a descriptor of 1024 and more."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, limits[1]), limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def make_ring(transport: str = "shared_memory", **changes: object) -> FrameRing:
@@ -330,3 +341,17 @@ def test_closed_reader_refuses_and_its_leases_are_back() -> None:
         assert wait_for(ring, lambda c: c.readers == 0).leases_held == 0
         with pytest.raises(FrameError, match="is closed"):
             reader.acquire_newest()
+
+
+def test_frame_is_awaited_on_any_descriptor(many_open_files: None) -> None:
+    with make_ring() as ring, FrameReader.attach(ring.descriptor(1)) as reader:
+        low = reader._connection
+        high = fcntl.fcntl(low.fileno(), fcntl.F_DUPFD_CLOEXEC, 1500)
+        reader._connection = socket.socket(fileno=high)
+        reader._connection.settimeout(low.gettimeout())
+        low.close()
+        assert reader.acquire_newest(timeout_s=0.01) is None
+        write(ring, 1)
+        lease = reader.acquire_newest(timeout_s=5)
+        assert lease is not None
+        lease.release()
