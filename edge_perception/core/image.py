@@ -1,7 +1,7 @@
 """What the bytes of an image message mean: encodings, sizes, and array views without a copy.
 
 The names are those of ``sensor_msgs/image_encodings.hpp``. Only 8-bit encodings are known here:
-they are what cameras send to detectors. Anything else is the business of ``cv_bridge``.
+they are what cameras send to detectors. Anything else is for whoever sends it to convert.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class ImageFormat:
                 "unknown image encoding",
                 expected=f"one of {', '.join(ENCODINGS)}",
                 got=self.encoding[:64],
-                mend="Convert at the source, or install cv_bridge for rare encodings.",
+                mend="Convert it on the way: image_proc and cv_bridge know many more.",
             )
         for side, pixels in (("height", self.height), ("width", self.width)):
             if not 1 <= pixels <= MAX_SIDE_PX:

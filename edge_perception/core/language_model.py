@@ -129,11 +129,6 @@ class LanguageModelShape:
         heads = 2 * self.head_dim if self.qk_norm else 0
         return self.layers * (2 * self.hidden_size + heads) + self.hidden_size
 
-    @property
-    def bias_parameters(self) -> int:
-        """Parameters of all biases."""
-        return self.layers * sum(rows for rows, _, bias in self.layer_linears().values() if bias)
-
 
 def read_shape(config: Mapping[str, Any]) -> LanguageModelShape:
     """The language tower that a ``config.json`` describes.

@@ -120,11 +120,6 @@ class DevicePath:
         self._input = backend.address(backend.inputs[0].name)
         self._output = backend.address(backend.outputs[0].name)
 
-    @property
-    def decodes(self) -> bool:
-        """Whether boxes come to the host, and not the head's output."""
-        return self._decoder is not None
-
     def run(
         self, lease: FrameLease, score_threshold: float, nms_iou: float, recorder: SpanRecorder
     ) -> DeviceResult:

@@ -115,7 +115,7 @@ class Device:
 
 @cache
 def get_device(ordinal: int = 0) -> Device:
-    """Return a GPU, bound to the calling thread's context.
+    """Return a GPU; the same object each time. ``make_current`` binds it to a thread.
 
     Raises:
         CudaError: no driver, no such GPU.

@@ -33,9 +33,6 @@ from edge_perception.gpu.pinned_memory import allocate_pinned, view_host
 
 _ALIGNMENT = 512  # of device slots, so that every row's vector loads can be aligned
 
-ReadEvents = tuple[Event, ...]
-"""A CUDA transport's ``ReadDone``: one event for each stream that read."""
-
 
 class DeviceMemory:
     """Slots in device memory, written through pinned staging buffers."""
@@ -319,7 +316,7 @@ def _allocate(device: Device, slots: int, slot_bytes: int, stride: int) -> tuple
 
 
 def events_of(read_done: Iterable[ReadDone]) -> list[Event]:
-    """Return all events of some marks."""
+    """Return all events of some marks; each is a tuple, an event for each stream that read."""
     return [event for mark in read_done for event in mark]  # type: ignore[attr-defined]
 
 

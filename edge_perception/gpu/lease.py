@@ -122,11 +122,6 @@ class FrameLease:
 
         return dlpack.make_capsule(pointer, shape, strides, (kind, ordinal), end)
 
-    @property
-    def released(self) -> bool:
-        """Whether the hold has ended."""
-        return self._memory is None
-
     def release(self) -> None:
         """End the hold, unless a DLPack tensor has taken it over. Later calls do nothing."""
         if self._capsules:

@@ -11,9 +11,6 @@ from edge_perception.vlm.sampling import GREEDY, Sampling
 from edge_perception.vlm.speculation import MAX_DRAFT, PromptLookup
 from edge_perception.vlm.text_stream import DecodeTokens, TextStream
 
-REASONS = ("end", "stop", "length", "context")
-"""Why an answer ended: an end token, a stop string, ``max_tokens``, or a full cache."""
-
 
 @dataclass(frozen=True)
 class GenerationOptions:
@@ -38,8 +35,10 @@ class GenerationOptions:
 
 @dataclass(frozen=True)
 class Answer:
-    """Text and tokens of an answer; ``reason`` is one of ``REASONS``.
+    """Text and tokens of an answer.
 
+    ``reason`` is "end" (an end token), "stop" (a stop string), "length" (``max_tokens``) or
+    "context" (a full cache).
     ``steps`` counts calls of the model after prefill: with speculation fewer than tokens.
     """
 

@@ -37,7 +37,6 @@ IMAGE_HEIGHT_PX = 480
 
 Colour = tuple[float, float, float]
 Vector = tuple[float, float, float]
-Points = NDArray[np.float32]
 
 
 class Split(str, Enum):
