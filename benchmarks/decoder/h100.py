@@ -38,6 +38,9 @@ CAPACITY = 4096
 STEPS = 100
 SEGMENTS = (1, 4, 8)
 PREFILLS = (128, 512, 2048)
+CAPTURED = (128, 512)
+"""Prompts that also run as CUDA graphs."""
+
 HEADS = {4: BEST, 8: "int4, int8 head", 16: "int4, fp16 head"}
 LARGEST_ERROR = 0.01
 """Of the logits of two layers, relative, kernels against torch."""
@@ -72,12 +75,15 @@ class Bench:
                 segments[str(k)] = self.time_segments(weights, k)
         with part(f"{name}, prefill of int4"):
             prefill["int4"] = self.time_prefill(weights)
+            figures.setdefault("captured_prefill", {})["int4"] = self.time_captured_prefill(weights)
         del weights
         weights = RandomModel(read_model(name), bits=16, head_bits=16).weights()
         with part(f"{name}, fp16"):
             decode["fp16"] = self.time_decode(weights)
         with part(f"{name}, prefill of fp16"):
             prefill["fp16 cuBLAS"] = self.time_prefill(weights)
+            captured = self.time_captured_prefill(weights)
+            figures.setdefault("captured_prefill", {})["fp16 cuBLAS"] = captured
 
     @torch.inference_mode()
     def prove(self, name: str, bits: int) -> dict[str, Any]:
@@ -175,6 +181,23 @@ class Bench:
                 }
         return figures
 
+    def time_captured_prefill(self, weights: DecoderWeights) -> dict[str, Any]:
+        """Tokens a second of short prompts' prefill by CUDA graphs."""
+        figures: dict[str, Any] = {}
+        decoder = Decoder(weights, capacity=CAPACITY, operators=self.operators)
+        graphs = SegmentGraphs(decoder, self.stream.handle, most_rows=1, prompt_rows=CAPTURED)
+        try:
+            with torch.inference_mode(), graphs.work():
+                for length in CAPTURED:
+                    run = prefill_of(decoder, Prompt(torch.arange(length)))
+                    wall_ms(run, 1)
+                    ms = min(wall_ms(run, 1) for _ in range(8))
+                    told = {"ms": round(ms, 3), "tokens_per_s": round(1e3 * length / ms)}
+                    figures[str(length)] = told
+        finally:
+            graphs.close()
+        return figures
+
 
 def prefill_of(decoder: Decoder, prompt: Prompt) -> Callable[[], int]:
     """A prefill from an empty cache."""
@@ -238,7 +261,8 @@ def print_shape(name: str, results: Results, took_s: float) -> None:
     for variant, found in figures["decode"].items():
         print(f"  {variant:28s}", {c: value["p50"] for c, value in found["ms"].items()})
     print("  segments", figures["segments"])
-    print("  prefill", figures["prefill"], flush=True)
+    print("  prefill", figures["prefill"])
+    print("  prefill by graphs", figures.get("captured_prefill"), flush=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -56,6 +57,18 @@ A packed weight is dequantised once a chunk, so a long prompt runs faster in lon
 
 SegmentRunner = Callable[[int, int], None]
 """Runs segment i of a step of so many rows: ``Decoder.run_segment``, or a replay of it."""
+
+
+class PromptSegments(Protocol):
+    """Runs the segments over a whole short prompt; ``hidden`` [most, H] is what they leave."""
+
+    hidden: Tensor
+
+    def load(self, hidden: Tensor, positions: Tensor) -> int | None:
+        """Take a prompt's rows [T, H] and positions; as how many they run, None if they do not."""
+
+    def replay(self, index: int, rows: int) -> None:
+        """Run segment ``index`` over the rows."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +155,7 @@ class Decoder:
         self._layouts = [_head_layout(weights, index) for index in range(shape.layers)]
         self.state = StepState.allocate(shape.hidden_size, weights.dtype, self._device)
         self.runner: SegmentRunner | None = None  # None: itself, without a cycle of references
+        self.prompts: PromptSegments | None = None
         self._length = 0
         self._offset = 0  # position less slot
         self._has_pending = False
@@ -272,14 +286,37 @@ class Decoder:
             span = Span(self.state.first, rows, self._length + rows, start=self._length)
             hidden = self._prompt_rows(prompt, tokens, part)
             positions = self._prompt_positions(prompt, part, span)
-            for index, layer in enumerate(self.weights.layers):
-                if start or index:
-                    between()
-                hidden = self._run_layer(index, layer, hidden, positions, span)
+            if start:
+                between()
+            hidden = self._run_chunk(hidden, positions, span, between)
             self._count_on(rows)
             kept.append(keep(hidden))
         self._shift_after(prompt)
         return kept
+
+    def _run_chunk(self, hidden: Tensor, positions: Tensor, span: Span, between: Yield) -> Tensor:
+        """All layers over a part of a prompt, by graphs if it is the first and they take it."""
+        if self.prompts is not None and span.start == 0:
+            rows = self.prompts.load(hidden, positions)
+            if rows is not None:
+                return self._replay_prompt(self.prompts, rows, between)[: span.rows]
+        for index, layer in enumerate(self.weights.layers):
+            if index:
+                between()
+            hidden = self._run_layer(index, layer, hidden, positions, span)
+        return hidden
+
+    def _replay_prompt(self, graphs: PromptSegments, rows: int, between: Yield) -> Tensor:
+        for index in range(len(self.segments)):
+            if index:
+                between()
+            graphs.replay(index, rows)
+        return graphs.hidden
+
+    def run_prompt_segment(self, index: int, hidden: Tensor, positions: Tensor) -> Tensor:
+        """Run segment ``index`` over the first rows of a sequence: what ``prompts`` captures."""
+        span = Span(self.state.first, len(hidden), len(hidden), start=0)
+        return self._run_layers(self.segments[index], hidden, positions, span)
 
     def _prompt_rows(self, prompt: Prompt, tokens: Tensor, part: slice) -> Tensor:
         if prompt.embeddings is None:

@@ -15,12 +15,14 @@ Capturing takes a second or two and synchronises the device: in a node it belong
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from edge_perception.errors import DecodingError
 from edge_perception.vlm.assembly import load_model
@@ -44,12 +46,19 @@ class SegmentGraphs:
         decoder: on a GPU, with operators that can be captured; its sequence is lost.
         stream: handle of the stream to run on (``gpu.cuda.Stream``), which must outlive this.
         most_rows: of a step; 1 where no drafts are to be verified.
+        prompt_rows: of prompts that run as graphs too (``PromptGraphs``).
 
     Raises:
         DecodingError: a step cannot be captured.
     """
 
-    def __init__(self, decoder: Decoder, stream: int, most_rows: int = SAME_ORDER_ROWS) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        stream: int,
+        most_rows: int = SAME_ORDER_ROWS,
+        prompt_rows: Sequence[int] = (),
+    ) -> None:
         device = decoder.state.first.device
         self._decoder = decoder
         self._stream = torch.cuda.ExternalStream(stream, device=device)
@@ -64,6 +73,8 @@ class SegmentGraphs:
                 for sampling in (GREEDY, _DRAWN):
                     self._capture_step(rows, sampling, pool)
             decoder.start(GREEDY)
+        self._prompts = PromptGraphs(decoder, self._stream, prompt_rows)
+        decoder.prompts = self._prompts
 
     def queue(self, index: int, rows: int) -> int:
         number, place = self._queued, self._queued % _IN_FLIGHT
@@ -97,6 +108,8 @@ class SegmentGraphs:
 
     def close(self) -> None:
         self._stream.synchronize()
+        self._decoder.prompts = None
+        self._prompts.close()
         for graph in self._graphs.values():
             graph.reset()
         self._graphs.clear()
@@ -113,24 +126,87 @@ class SegmentGraphs:
             decoder.run_segment(index, rows)
         for index in segments:
             if self._key(index, rows) not in self._graphs:
-                self._graphs[self._key(index, rows)] = self._captured(index, rows, pool)
+                run = partial(decoder.run_segment, index, rows)
+                self._graphs[self._key(index, rows)] = captured(run, self._stream, pool)
         decoder.start(sampling)
         for index in segments:  # the first replay carries a graph to the GPU
             self.replay(index, rows)
 
-    def _captured(self, index: int, rows: int, pool: Any) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(
-                graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"
-            ):
-                self._decoder.run_segment(index, rows)
-        except RuntimeError as error:
-            raise DecodingError(
-                f"a decode step of this model cannot be captured as a CUDA graph ({error})",
-                mend="Run its Decoder without graphs.",
-            ) from error
-        return graph
+
+class PromptGraphs:
+    """Segments over a whole short prompt as CUDA graphs; a ``decoder.PromptSegments``.
+
+    From Python the launches of a short prompt take longer than what they launch. A graph of so many
+    rows serves every prompt of no more: rows are filled up at the end, where no real row sees them,
+    and what they leave in the cache is written over before it is read. The rows' products are of
+    another size then, so their last bits may differ from those of a prefill without graphs.
+
+    Args:
+        decoder: on a GPU, with operators that can be captured; its sequence is lost.
+        stream: to run on.
+        rows: for which there shall be graphs; of one size, memory for its activations is held.
+
+    Raises:
+        DecodingError: a segment cannot be captured.
+    """
+
+    def __init__(
+        self, decoder: Decoder, stream: torch.cuda.ExternalStream, rows: Sequence[int]
+    ) -> None:
+        self._decoder = decoder
+        self._sizes = sorted(
+            size for size in set(rows) if SAME_ORDER_ROWS < size <= decoder.capacity
+        )
+        most, device = max(self._sizes, default=0), decoder.state.first.device
+        self.hidden = decoder.state.hidden.new_zeros(most, decoder.state.hidden.shape[1])
+        self._positions = torch.arange(most, device=device)
+        self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        with torch.inference_mode(), torch.cuda.stream(stream):
+            pool = torch.cuda.graph_pool_handle()
+            decoder.start(GREEDY)
+            for size in reversed(self._sizes):  # the largest first: the others use its memory
+                for index in range(len(decoder.segments)):
+                    run = partial(self._run, index, size)
+                    run()  # first in earnest: nothing may be loaded during a capture
+                    self._graphs[size, index] = captured(run, stream, pool)
+            stream.synchronize()
+
+    def load(self, hidden: Tensor, positions: Tensor) -> int | None:
+        rows = next((size for size in self._sizes if size >= len(hidden)), None)
+        if rows is None or positions.dim() > 1:
+            return None
+        self.hidden[: len(hidden)].copy_(hidden)
+        self._positions[: len(hidden)].copy_(positions)
+        return rows
+
+    def replay(self, index: int, rows: int) -> None:
+        self._graphs[rows, index].replay()
+
+    def close(self) -> None:
+        for graph in self._graphs.values():
+            graph.reset()
+        self._graphs.clear()
+        self._sizes = []
+
+    def _run(self, index: int, rows: int) -> None:
+        hidden, positions = self.hidden[:rows], self._positions[:rows]
+        hidden.copy_(self._decoder.run_prompt_segment(index, hidden, positions))
+
+
+def captured(
+    run: Callable[[], None], stream: torch.cuda.ExternalStream, pool: Any
+) -> torch.cuda.CUDAGraph:
+    """What ``run`` launches, as a graph; raises ``DecodingError`` where that cannot be."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            run()
+    except RuntimeError as error:
+        raise DecodingError(
+            f"a decode step of this model cannot be captured as a CUDA graph ({error})",
+            mend="Run its Decoder without graphs.",
+        ) from error
+    return graph
 
 
 def gpu_operators(ordinal: int = 0) -> KernelOperators:
@@ -165,6 +241,7 @@ def capture_decoder(
     segments: int = 1,
     prefill_chunk: int = PREFILL_CHUNK,
     most_rows: int = SAME_ORDER_ROWS,
+    prompt_rows: Sequence[int] = (),
 ) -> PipelinedDecoder:
     """A decoder on the GPU that holds ``weights``, its steps captured; the caller closes it.
 
@@ -179,7 +256,7 @@ def capture_decoder(
         prefill_chunk=prefill_chunk,
         operators=operators,
     )
-    return PipelinedDecoder(decoder, SegmentGraphs(decoder, stream, most_rows))
+    return PipelinedDecoder(decoder, SegmentGraphs(decoder, stream, most_rows, prompt_rows))
 
 
 def open_gpu_decoder(
@@ -191,6 +268,7 @@ def open_gpu_decoder(
     segments: int = 1,
     prefill_chunk: int = PREFILL_CHUNK,
     most_rows: int = SAME_ORDER_ROWS,
+    prompt_rows: Sequence[int] = (),
 ) -> PipelinedDecoder:
     """``capture_decoder`` from a checkpoint directory or a ``.gguf``, in FP16.
 
@@ -206,4 +284,5 @@ def open_gpu_decoder(
         segments=segments,
         prefill_chunk=prefill_chunk,
         most_rows=most_rows,
+        prompt_rows=prompt_rows,
     )

@@ -69,6 +69,7 @@ class Prefill:
         self._processors = processors
         self._arrived = torch.zeros(_MOST_TILES, dtype=torch.int32, device=device)
         self._dense = torch.empty(0, dtype=torch.float16, device=device)
+        self._outgrown: list[Tensor] = []  # which a captured graph may still write
 
     def multiply(
         self,
@@ -133,6 +134,7 @@ class Prefill:
         """Channels of a weight as halves [n, K], in memory that the next call writes again."""
         channels, columns = part.stop - part.start, weight.in_features
         if self._dense.numel() < channels * columns:
+            self._outgrown.append(self._dense)
             self._dense = torch.empty(channels * columns, dtype=torch.float16, device=self._device)
         dense = self._dense[: channels * columns].view(channels, columns)
         self._launcher.launch(

@@ -51,6 +51,42 @@ def greedy_tokens(decoder: Decoder, count: int) -> list[int]:
     return [decoder.prefill(Prompt(TOKENS[:9])), *(decoder.step() for _ in range(count - 1))]
 
 
+class FilledUp:
+    """Prompts of up to 16 tokens run as 16 rows, as CUDA graphs run them."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self.hidden = torch.randn(16, decoder.weights.shape.hidden_size)
+        self._positions = torch.arange(16)
+        self.replays = 0
+
+    def load(self, hidden: torch.Tensor, positions: torch.Tensor) -> int | None:
+        if len(hidden) > 16:
+            return None
+        self.hidden[: len(hidden)] = hidden
+        self._positions[: len(hidden)] = positions
+        return 16
+
+    def replay(self, index: int, rows: int) -> None:
+        assert rows == 16
+        self.replays += 1
+        self.hidden = self._decoder.run_prompt_segment(index, self.hidden, self._positions)
+
+
+@pytest.mark.parametrize(("tokens", "replays"), [(9, 2), (16, 2), (17, 0)])
+def test_prompt_filled_up_with_rows_changes_nothing(tokens: int, replays: int) -> None:
+    decoder, plain = tiny_decoder(segments=2), tiny_decoder(segments=2)
+    decoder.prompts = FilledUp(decoder)
+    for one in (decoder, plain):
+        one.start(GREEDY)
+    first = Prompt(TOKENS[:tokens])
+    assert_close(decoder.logits(first), plain.logits(first))
+    assert decoder.prompts.replays == replays
+    # What goes on from there is no prompt from the start, and sees none of the rows filled up.
+    assert_close(decoder.logits(Prompt(TOKENS[20:])), plain.logits(Prompt(TOKENS[20:])))
+    assert decoder.prompts.replays == replays
+
+
 @pytest.mark.parametrize("family", VISION_TOWERS)
 def test_language_tower_of_a_vision_model_is_taken_out_of_it(family: str) -> None:
     model = tiny_vision_model(family)

@@ -89,6 +89,25 @@ def test_turns_of_a_sequence_are_those_without_graphs(operators, weights, stream
         assert told[0] == told[1]
 
 
+@pytest.mark.parametrize("segments", [1, 2])
+@pytest.mark.parametrize("kv_format", ["float", "int8"])
+def test_prompts_by_graphs_are_those_without(
+    operators, weights, stream, segments: int, kv_format: str
+) -> None:
+    options = {"capacity": 64, "kv_format": kv_format, "segments": segments}
+    plain = Decoder(weights, operators=operators, **options)
+    decoder = Decoder(weights, operators=operators, **options)
+    graphs = SegmentGraphs(decoder, stream, most_rows=1, prompt_rows=(16, 24))
+    with PipelinedDecoder(decoder, graphs), graphs.work():
+        for length in (12, 16, 20, 30, 9):  # 30 is too long for a graph
+            tokens = torch.arange(length) * 7 % 128
+            for one in (plain, decoder):
+                one.start(GREEDY)
+            for part in (Prompt(tokens), Prompt.of([5]), Prompt.of([6, 7, 8])):
+                got, wanted = decoder.logits(part), plain.logits(part)
+                torch.testing.assert_close(got, wanted, rtol=0.03, atol=0.03)
+
+
 def test_steps_that_synchronise_are_refused_by_name(weights, stream) -> None:
     decoder = Decoder(weights, capacity=32, operators=TorchOperators())
     with pytest.raises(DecodingError, match="cannot be captured"):

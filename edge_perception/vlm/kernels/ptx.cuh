@@ -104,7 +104,8 @@ __device__ __forceinline__ float sum_over_warp(float value) {
   return value;
 }
 
-// Asks for bytes to be brought to the second-level cache; from Hopper on. Nobody waits for them. Both must be multiples of 16.
+// Asks for bytes to be brought to the second-level cache, from Hopper on; nobody waits for them.
+// Address and size are multiples of 16.
 __device__ __forceinline__ void fetch(const void* at, unsigned bytes) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(at), "r"(bytes) : "memory");
