@@ -57,7 +57,7 @@ def autoawq(work: Path, out: Path, bits: int) -> str:
 def llm_compressor(
     work: Path, out: Path, bits: int, recipe_of: Callable[[dict[str, Any]], Any]
 ) -> str:
-    """llm-compressor's modifiers, computing in float32.
+    """llm-compressor's modifiers, computing in float32, written in float16.
 
     In float16 its AWQ finds no finite loss on this model: it sums the squares of an error in the
     outputs' own type, and the sum passes float16's 65,504.
@@ -77,7 +77,7 @@ def llm_compressor(
         dataset=torch.utils.data.DataLoader(batches, batch_size=None),
         recipe=recipe_of(_scheme(bits)),
     )
-    model.save_pretrained(out, save_compressed=True)
+    model.half().save_pretrained(out, save_compressed=True)
     return "llmcompressor"
 
 

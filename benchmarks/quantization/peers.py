@@ -26,6 +26,7 @@ from gguf_ladder import join_pieces, machine, token_ids
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from edge_perception.errors import CheckpointError
 from edge_perception.quantization.encoding import ExportLayout
 from edge_perception.quantization.evaluate import Fidelity, gap_share, measure_fidelity, windows_of
 from edge_perception.quantization.grid import WeightFormat
@@ -115,7 +116,13 @@ def compare(arguments: argparse.Namespace) -> None:
     rtn: dict[int, float] = {}
     for checkpoint in _finished(arguments.work):
         row = json.loads((checkpoint / "made.json").read_text())
-        got = judge(checkpoint, reference, windows, device)
+        try:
+            got = judge(checkpoint, reference, windows, device)
+        except CheckpointError as error:  # a finding too, and no reason to lose the other rows
+            report.setdefault("refused", []).append(
+                {"checkpoint": checkpoint.name, "error": str(error)}
+            )
+            continue
         if row["method"] == "rtn":
             rtn[row["bits"]] = got.perplexity
         nearest = rtn.get(row["bits"])
