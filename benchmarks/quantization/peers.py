@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from gguf_ladder import join_pieces, machine, token_ids
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from edge_perception.errors import CheckpointError
 from edge_perception.quantization.encoding import ExportLayout
-from edge_perception.quantization.evaluate import Fidelity, gap_share, measure_fidelity, windows_of
+from edge_perception.quantization.evaluate import gap_share, measure_fidelity, windows_of
 from edge_perception.quantization.grid import WeightFormat
 from edge_perception.quantization.job import Job, run_job
 from edge_perception.quantization.recipe import recipe_for
@@ -92,59 +92,69 @@ def ours(arguments: argparse.Namespace) -> None:
             print(note, flush=True)
 
 
-def judge(checkpoint: Path, reference: nn.Module, windows: list[Tensor], device: str) -> Fidelity:
-    """A checkpoint's fidelity to the float model, both in float32."""
-    model = load_model(checkpoint, device=device, dtype=torch.float32)
-    return measure_fidelity(lambda w: model(w).logits[0], lambda w: reference(w).logits[0], windows)
+class Judge:
+    """The float model, and everyone's figures against it, all in float32."""
+
+    def __init__(self, work: Path, device: str) -> None:
+        self.device = device
+        self.windows = read_windows(work, "test", device)
+        self.calibration = read_windows(work, "calibration", "cpu")
+        self.reference = load_model(work / "float", device=device, dtype=torch.float32)
+        self.float_ppl = measure_fidelity(self._float_logits, None, self.windows).perplexity
+        self.rtn_ppl: dict[int, float] = {}
+
+    def row(self, checkpoint: Path) -> dict[str, Any]:
+        """A checkpoint's figures; RTN's must be asked for first, others are shares of its loss."""
+        note: dict[str, Any] = json.loads((checkpoint / "made.json").read_text())
+        model = load_model(checkpoint, device=self.device, dtype=torch.float32)
+        got = measure_fidelity(lambda w: model(w).logits[0], self._float_logits, self.windows)
+        calibrated = note["method"] != "rtn"
+        if not calibrated:
+            self.rtn_ppl[note["bits"]] = got.perplexity
+        rtn = self.rtn_ppl.get(note["bits"])
+        return note | {
+            "group_size": GROUP_SIZE, "symmetric": False, "ppl": got.perplexity, "kl": got.kl,
+            "gap_share_of_rtn": None if rtn is None else gap_share(
+                got.perplexity, self.float_ppl, rtn),
+            "agreement": got.agreement,
+            "calibration_tokens": calibrated * sum(w.numel() for w in self.calibration),
+        }  # fmt: skip
+
+    def _float_logits(self, window: Tensor) -> Tensor:
+        logits: Tensor = self.reference(window).logits[0]
+        return logits
 
 
 @torch.no_grad()
 def compare(arguments: argparse.Namespace) -> None:
     """Judge every checkpoint; the table is written anew after each."""
-    device = arguments.device
-    reference = load_model(arguments.work / "float", device=device, dtype=torch.float32)
-    windows = read_windows(arguments.work, "test", device)
-    float_ppl = measure_fidelity(lambda w: reference(w).logits[0], None, windows).perplexity
-    calibration = read_windows(arguments.work, "calibration", "cpu")
+    judge = Judge(arguments.work, arguments.device)
     runs: list[dict[str, Any]] = []
-    report = machine(torch.device(device), arguments.commit) | {
-        "model": "SmolLM2-135M-Instruct, float16", "float_ppl": float_ppl,
-        "test_windows": len(windows), "test_window_tokens": windows[0].numel(),
-        "calibration_windows": len(calibration),
-        "calibration_window_tokens": calibration[0].numel(), "runs": runs,
+    refused: dict[str, str] = {}
+    report = machine(torch.device(arguments.device), arguments.commit) | {
+        "model": "SmolLM2-135M-Instruct, float16", "float_ppl": judge.float_ppl,
+        "test_windows": len(judge.windows), "test_window_tokens": judge.windows[0].numel(),
+        "calibration_windows": len(judge.calibration),
+        "calibration_window_tokens": judge.calibration[0].numel(),
+        "runs": runs, "refused": refused,
     }  # fmt: skip
-    rtn: dict[int, float] = {}
     for checkpoint in _finished(arguments.work):
-        row = json.loads((checkpoint / "made.json").read_text())
         try:
-            got = judge(checkpoint, reference, windows, device)
+            runs.append(judge.row(checkpoint))
         except CheckpointError as error:  # a finding too, and no reason to lose the other rows
-            report.setdefault("refused", []).append(
-                {"checkpoint": checkpoint.name, "error": str(error)}
-            )
+            refused[checkpoint.name] = str(error)
             continue
-        if row["method"] == "rtn":
-            rtn[row["bits"]] = got.perplexity
-        nearest = rtn.get(row["bits"])
-        share = None if nearest is None else gap_share(got.perplexity, float_ppl, nearest)
-        tokens = 0 if row["method"] == "rtn" else sum(window.numel() for window in calibration)
-        row |= {
-            "group_size": GROUP_SIZE, "symmetric": False, "ppl": got.perplexity,
-            "gap_share_of_rtn": share, "kl": got.kl, "agreement": got.agreement,
-            "calibration_tokens": tokens,
-        }  # fmt: skip
-        runs.append(row)
-        print(checkpoint.name, round(got.perplexity, 4), round(got.kl, 4), flush=True)
+        print(checkpoint.name, round(runs[-1]["ppl"], 4), round(runs[-1]["kl"], 4), flush=True)
         arguments.out.write_text(json.dumps(report, indent=1) + "\n")
         gc.collect()
-    report["logits"] = compare_logits(arguments.work, device)
+    report["logits"] = compare_logits(arguments.work, arguments.device)
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def _finished(work: Path) -> list[Path]:
     """The checkpoints that are whole: RTN first, since losses are told as shares of its."""
     found = sorted(made.parent for made in (work / "checkpoints").glob("*/made.json"))
-    return sorted(found, key=lambda folder: ("rtn" not in folder.name, "ours" not in folder.name))
+    return sorted(found, key=lambda folder: ("rtn" not in folder.name, "ours" in folder.name))
 
 
 def compare_logits(work: Path, device: str) -> list[dict[str, Any]]:
