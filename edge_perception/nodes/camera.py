@@ -42,6 +42,7 @@ from edge_perception.nodes.runner import run
 
 _FUTURE_NS = 1_000_000_000
 _SECOND_NS = 1_000_000_000
+_SILENT_S = 5.0
 _MAX_FRAME_ID_CHARACTERS = 1024
 
 # What rclpy tells of a message: times, and from Iron on the publisher's own number.
@@ -73,6 +74,7 @@ class CameraNode(ManagedNode):
         self._counts: Counter[str] = Counter()
         self._gaps = GapEstimator()
         self._last_rejection = ""
+        self._last_receive_s = 0.0
         self._last_stamp_ns = 0
         self._last_publication = 0
         self._sequence = 0
@@ -152,16 +154,22 @@ class CameraNode(ManagedNode):
         }
 
     def health(self) -> Health:
-        """Warn while frames are lost or rejected."""
+        """Warn while no image comes, and while frames are lost or rejected."""
+        lost, rejected = (
+            self.lately.grew(name, self._counts[name]) for name in ("lost", "rejected")
+        )
+        silent_s = time.monotonic() - self._last_receive_s
         if self._counts["received"] == 0:
             return DiagnosticStatus.WARN, "no image yet"
-        if self._counts["lost"]:
+        if silent_s > _SILENT_S:
+            return DiagnosticStatus.WARN, f"no image for {silent_s:.0f} s"
+        if lost:
             return (
                 DiagnosticStatus.WARN,
                 f"{self._counts['lost']} frames were lost before this node: use the Fast DDS"
                 " profile in config/fastdds.xml, compressed images, or reliability:=reliable",
             )
-        if self._counts["rejected"]:
+        if rejected:
             return DiagnosticStatus.WARN, f"rejected images: {self._last_rejection}"
         return DiagnosticStatus.OK, "active"
 
@@ -245,6 +253,7 @@ class CameraNode(ManagedNode):
         if ring is None:
             return
         self._counts["received"] += 1
+        self._last_receive_s = time.monotonic()
         waiting = self.demand.begin()
         try:
             _check_header(header)

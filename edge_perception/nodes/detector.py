@@ -229,11 +229,13 @@ class DetectorNode(ManagedNode):
         }
 
     def health(self) -> Health:
-        """Warn when frames failed or handles were refused."""
-        if self._counts["failed"]:
+        """Warn while frames fail or handles are refused."""
+        failed = self.lately.grew("failed", self._counts["failed"])
+        refused = self.lately.grew("refused", sum(stream.refused for stream in self._streams))
+        if failed:
             return DiagnosticStatus.WARN, f"frames failed: {self._last_error}"
-        if refusal := self._last_refusal():
-            return DiagnosticStatus.WARN, f"frame handles refused: {refusal}"
+        if refused:
+            return DiagnosticStatus.WARN, f"frame handles refused: {self._last_refusal()}"
         return DiagnosticStatus.OK, "active"
 
     def _tell_progress(self, told: str) -> None:

@@ -13,6 +13,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from rclpy.timer import Timer
 
+from edge_perception.core.lately import Lately
 from edge_perception.errors import EdgePerceptionError
 from edge_perception.nodes.messages import to_diagnostic_array, to_status
 from edge_perception.nodes.params import Declaration, declare
@@ -51,6 +52,7 @@ class ManagedNode(LifecycleNode, abc.ABC):
         self._failure: str | None = None
         self._configured = False
         self._active = False
+        self.lately = Lately()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._diagnostics_timer: Timer = self.create_timer(
             DIAGNOSTICS_PERIOD_S, self.publish_diagnostics

@@ -54,6 +54,9 @@ PARAMETERS = (
 )
 
 
+_SILENT_S = 5.0
+
+
 class ProfilerNode(ManagedNode):
     """Joins ``detections`` with ``detector/stages`` by frame_id and stamp.
 
@@ -71,6 +74,7 @@ class ProfilerNode(ManagedNode):
         self._told: dict[str, Mapping[str, str]] = {}
         self._deadline_ns = 0
         self._last_arrival_ns = 0
+        self._last_arrival_s = 0.0
         self._arrived_since_report = 0
         self._rate_hz = 0.0
         self._rate_since_ns = 0
@@ -152,16 +156,20 @@ class ProfilerNode(ManagedNode):
         super().publish_diagnostics()
 
     def health(self) -> Health:
-        """Warn about missed deadlines and silence."""
+        """Warn while deadlines are missed or no detections come."""
+        missed = self.lately.grew("misses", self._counts["deadline_misses"])
+        silent_s = time.monotonic() - self._last_arrival_s
         if not self._counts["frames"]:
             return DiagnosticStatus.WARN, "no detections yet"
-        if self._counts["deadline_misses"]:
+        if silent_s > _SILENT_S:
+            return DiagnosticStatus.WARN, f"no detections for {silent_s:.0f} s"
+        if missed:
             return DiagnosticStatus.WARN, f"{self._counts['deadline_misses']} deadline misses"
         return DiagnosticStatus.OK, "active"
 
     def _on_detections(self, message: Detection2DArray) -> None:
         arrival_ns, arrival_monotonic_ns = self.get_clock().now().nanoseconds, time.monotonic_ns()
-        self._last_arrival_ns = arrival_ns
+        self._last_arrival_ns, self._last_arrival_s = arrival_ns, arrival_monotonic_ns / 1e9
         self._arrived_since_report += 1
         if self._files is not None:
             self._files.write_detections(message, arrival_monotonic_ns)

@@ -173,9 +173,15 @@ class VlmNode(ManagedNode):
         if self._worker.answerer.memory_failures:
             side_px = self._worker.answerer.sides_px[-1]
             return DiagnosticStatus.WARN, f"memory was short: pictures of {side_px} px from now on"
-        if error := self._last_error or self._worker.last_error:
-            return DiagnosticStatus.WARN, error
+        if self.lately.grew("errors", self._errors()):
+            return DiagnosticStatus.WARN, self._last_error or self._worker.last_error
         return DiagnosticStatus.OK, "active"
+
+    def _errors(self) -> int:
+        """Prompts and frames that went wrong so far."""
+        assert self._worker is not None
+        of_worker = (self._worker.counts[f"{kind}_error"] for kind in ("answers", "captions"))
+        return self._counts["malformed"] + self._counts["frames_failed"] + sum(of_worker)
 
     # Prompts.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -139,6 +140,19 @@ def test_steady_camera_is_well_and_a_silent_one_is_not(camera: CameraNode) -> No
     for i in range(20):
         camera._on_image(image(start_ns + i * PERIOD_NS), {})
     assert camera.health() == (DiagnosticStatus.OK, "active")
+
+
+def test_camera_that_falls_silent_is_told_and_old_losses_no_longer_are(
+    camera: CameraNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    camera._on_image(image(1, encoding="smoke"), {})
+    assert camera.health()[0] == DiagnosticStatus.WARN
+    monkeypatch.setattr(camera, "_last_receive_s", time.monotonic() - 60)
+    assert camera.health() == (DiagnosticStatus.WARN, "no image for 60 s")
+    monkeypatch.setattr(camera.lately, "_clock", lambda: time.monotonic() + 60)
+    camera._on_image(image(2), {})
+    assert camera.health() == (DiagnosticStatus.OK, "active")
+    assert camera.counters()["rejected"] == 1
 
 
 def test_rejected_images_are_told(camera: CameraNode) -> None:
