@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -18,19 +16,22 @@ from std_msgs.msg import Header
 from vision_msgs.msg import Classification as ClassificationMessage
 from vision_msgs.msg import Detection2DArray, LabelInfo
 
-from edge_perception.backends.engine_store import BUILD_POLICIES
 from edge_perception.core.classification import Classification
 from edge_perception.core.detections import Detections
 from edge_perception.core.latency import SpanRecorder
 from edge_perception.detection.classifier import Classifier, make_model
 from edge_perception.detection.detector import DetectionSettings, Detector, open_by
 from edge_perception.detection.drawing import draw_result
-from edge_perception.detection.runtimes import BACKENDS, ENGINE_PRECISIONS, RuntimeChoice
-from edge_perception.embedded import demo_manifest
 from edge_perception.errors import ConfigError, ImageError
 from edge_perception.gpu.lease import FrameLease
 from edge_perception.gpu.preprocess import to_bgr
 from edge_perception.nodes.detection_cdr import encoder_for
+from edge_perception.nodes.detector_parameters import (
+    PARAMETERS,
+    detection_settings,
+    manifest_path,
+    runtime_choice,
+)
 from edge_perception.nodes.foresight import Foresight
 from edge_perception.nodes.frame_streams import FrameStream, RemoteFrameStream
 from edge_perception.nodes.managed import Health, ManagedNode
@@ -42,7 +43,6 @@ from edge_perception.nodes.messages import (
     to_label_info,
     to_status,
 )
-from edge_perception.nodes.params import Declaration
 from edge_perception.nodes.runner import run
 
 if TYPE_CHECKING:
@@ -52,62 +52,6 @@ if TYPE_CHECKING:
 _SERVE_AFTER_S = 0.5
 # How long the next of them is awaited. A frame asked for in time is there sooner.
 _PATIENCE_S = 0.004
-
-PARAMETERS = (
-    Declaration(
-        "manifest",
-        "",
-        "Path of the model's manifest; empty means the embedded demo model.",
-        fixed=True,
-    ),
-    Declaration(
-        "frames",
-        ["camera/frames"],
-        "Topics of frame handles to read, one a camera; not used inside the container.",
-        fixed=True,
-    ),
-    Declaration(
-        "threads",
-        0,
-        "Threads of the CPU runtime; 0 means one a physical core.",
-        bounds=(0, 256),
-        fixed=True,
-    ),
-    Declaration(
-        "backend",
-        "onnxruntime",
-        "Runtime of the model: onnxruntime on the CPU, or an engine on the GPU.",
-        choices=BACKENDS,
-        fixed=True,
-    ),
-    Declaration(
-        "build",
-        "if_missing",
-        "Whether an engine that is missing, damaged or does not fit is built (which takes seconds"
-        " to many minutes) or refused.",
-        choices=BUILD_POLICIES,
-        fixed=True,
-    ),
-    Declaration(
-        "precision",
-        "auto",
-        "Of the engine; auto is int8 for a quantised model and float16 for a float one.",
-        choices=ENGINE_PRECISIONS,
-        fixed=True,
-    ),
-    Declaration("device", 0, "Ordinal of the GPU.", bounds=(0, 63), fixed=True),
-    Declaration(
-        "engine_store", "", "Folder of engines; empty means the user's own cache.", fixed=True
-    ),
-    Declaration("track", False, "Follow objects from frame to frame and fill in their ids."),
-    Declaration("score_threshold", 0.3, "Smallest score told.", bounds=(0.0, 1.0)),
-    Declaration(
-        "nms_iou", 0.65, "Overlap above which the lower score is suppressed.", bounds=(0.0, 1.0)
-    ),
-    Declaration("max_detections", 300, "Most detections told an image.", bounds=(1, 5000)),
-    Declaration("classes", ["*"], "Names of the classes told; shell patterns, such as '*bottle*'."),
-)
-
 
 # Where a model's results go, by its kind, which its manifest tells.
 _RESULTS = {
@@ -153,8 +97,8 @@ class DetectorNode(ManagedNode):
         values = self.parameter_values()
         self._model = open_by(
             make_model,
-            _manifest_path(values["manifest"]),
-            _runtime_choice(values),
+            manifest_path(values["manifest"]),
+            runtime_choice(values),
             self._tell_progress,
         )
         self._to_message = _message_maker(self._model)
@@ -201,13 +145,7 @@ class DetectorNode(ManagedNode):
     def apply_parameters(self, values: Mapping[str, Any]) -> None:
         """Take over thresholds, the class filter and tracking."""
         assert self._model is not None
-        names = self._model.manifest.class_names
-        self._settings = DetectionSettings(
-            score_threshold=values["score_threshold"],
-            nms_iou=values["nms_iou"],
-            max_detections=values["max_detections"],
-            class_ids=_matching_classes(values["classes"], names),
-        )
+        self._settings = detection_settings(values, self._model.manifest.class_names)
         self._make_tracker = _tracker_class() if values["track"] else None
         if self._make_tracker is None:
             self._trackers.clear()
@@ -389,39 +327,6 @@ def _tracker_class() -> Callable[[], Tracker]:
     except ImportError as error:
         raise ConfigError(f"parameter track: {error}", mend="pip install trackers.") from error
     return Tracker
-
-
-def _manifest_path(parameter: str) -> Path:
-    return Path(parameter).expanduser() if parameter else demo_manifest()
-
-
-def _runtime_choice(values: Mapping[str, Any]) -> RuntimeChoice:
-    folder = values["engine_store"]
-    return RuntimeChoice(
-        backend=values["backend"],
-        threads=values["threads"],
-        device=values["device"],
-        build=values["build"],
-        precision=values["precision"],
-        store=Path(folder).expanduser() if folder else None,
-    )
-
-
-def _matching_classes(patterns: Sequence[str], class_names: Sequence[str]) -> frozenset[int] | None:
-    """Return the ids whose names match a pattern; None where all do."""
-    for pattern in patterns:
-        if not fnmatch.filter(class_names, pattern):
-            raise ConfigError(
-                "parameter classes names a class that the model does not know",
-                expected=f"patterns of {', '.join(class_names)}",
-                got=pattern,
-            )
-    ids = frozenset(
-        i
-        for i, name in enumerate(class_names)
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-    )
-    return None if len(ids) == len(class_names) else ids
 
 
 def main() -> int:
