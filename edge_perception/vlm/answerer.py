@@ -117,6 +117,9 @@ class Answerer:
     ) -> Answer:
         """Answer a request about a picture; whatever is wrong with the request is told in it.
 
+        ``on_text`` is handed all that has been written so far, whenever that has grown or, where
+        memory was short, was begun again.
+
         Raises ``DeviceMemoryError`` where memory is short even at the smallest resolution.
         """
         try:
@@ -180,7 +183,7 @@ class Answerer:
             source,
             Limits(plan.max_tokens),
             constraint=constraint,
-            on_text=on_text,
+            on_text=None if on_text is None else _gathered(on_text),
             should_stop=lambda: should_stop() or self._late(asked),
             between=self.between,
         )
@@ -269,6 +272,17 @@ class Answerer:
                 mend="Free memory of the device, or choose a smaller model.",
             )
         self._sides_px = smaller
+
+
+def _gathered(on_text: Callable[[str], Any]) -> Callable[[str], None]:
+    """What takes an answer's pieces and hands all of them on."""
+    pieces: list[str] = []
+
+    def on_piece(piece: str) -> None:
+        pieces.append(piece)
+        on_text("".join(pieces))
+
+    return on_piece
 
 
 def _ms(duration_ns: int) -> float:

@@ -199,15 +199,12 @@ class Worker:
         if picture is None:
             self._tell(asked, self._answer_without_picture(asked), None)
             return
-        written: list[str] = []
-
-        def on_text(piece: str) -> None:
-            written.append(piece)
-            self._outlet.tell_partial(asked, picture, "".join(written))
-
         start_ns = time.monotonic_ns()
         answer = self.answerer.answer(
-            asked, picture, should_stop=lambda: self._why_stop(asked), on_text=on_text
+            asked,
+            picture,
+            should_stop=lambda: self._why_stop(asked),
+            on_text=lambda written: self._outlet.tell_partial(asked, picture, written),
         )
         self._outlet.tell_work(picture, start_ns, time.monotonic_ns())
         self._tell(asked, answer, picture)

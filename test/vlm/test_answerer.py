@@ -160,8 +160,10 @@ def test_memory_that_ends_while_writing_begins_again_smaller() -> None:
             raise DeviceMemoryError("out of memory")
 
     model.on_token = on_token
-    answer = answerer(model).answer(ask(), picture(5))
+    told: list[str] = []
+    answer = answerer(model).answer(ask(), picture(5), on_text=told.append)
     assert (answer.text, answer.image_side_px) == ("this is frame 5", 112)
+    assert (told[-1].strip(), told.count(told[0])) == (answer.text, 2), "begun twice, ended once"
 
 
 def test_memory_too_short_for_the_smallest_picture_is_fatal() -> None:
