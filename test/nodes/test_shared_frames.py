@@ -41,7 +41,7 @@ def test_two_processes_find_what_one_process_finds(
     graph: Any, running: Any, manifest: Path
 ) -> None:
     start_pair(graph, manifest)
-    detections = graph.listen(Detection2DArray, "detections")
+    detections = graph.listen_to_detections()
     found = 0
     for i, image in enumerate(random_pictures(20)):
         encoding, padding = (("rgb8", 0), ("bgr8", 3), ("nv12", 0), ("bayer_rggb8", 2))[i % 4]
@@ -61,7 +61,7 @@ def test_two_processes_find_what_one_process_finds(
 
 def test_detector_attaches_to_a_camera_that_started_anew(graph: Any, manifest: Path) -> None:
     camera, _ = start_pair(graph, manifest)
-    detections = graph.listen(Detection2DArray, "detections")
+    detections = graph.listen_to_detections()
     graph.answer_to(graph.send(picture(RED)), detections)
 
     camera.send_signal(signal.SIGKILL)
@@ -81,7 +81,7 @@ def test_detector_attaches_to_a_camera_that_started_anew(graph: Any, manifest: P
 
 def test_detector_that_dies_costs_the_camera_nothing(graph: Any, manifest: Path) -> None:
     _, detector = start_pair(graph, manifest)
-    detections = graph.listen(Detection2DArray, "detections")
+    detections = graph.listen_to_detections()
     graph.answer_to(graph.send(picture(RED)), detections)
     detector.send_signal(signal.SIGKILL)
     detector.wait()
