@@ -49,7 +49,7 @@ _MODEL = (
     Declaration(
         "vision_int8",
         False,
-        "Whether the vision tower multiplies in 8 bits: faster, and a little less exact.",
+        "Whether the vision tower multiplies in 8 bits; docs/vlm.md says where that gains.",
         fixed=True,
     ),
     Declaration(
