@@ -1,6 +1,9 @@
 // TensorRT 8.5's runtime as plain C functions, for a Python that its own bindings do not know:
-// tensorrt_runtime.py calls them by ctypes. NvInfer's headers come from NVIDIA/TensorRT, tag 8.5.3;
-// its symbols from libnvinfer.so.8, which the caller has loaded.
+// tensorrt_runtime.py calls them by ctypes. NvInfer's headers come from NVIDIA/TensorRT's release
+// 8.5.3, its symbols from libnvinfer.so.8, which the caller has loaded:
+//
+//   g++ -O2 -std=c++17 -shared -fPIC -static-libstdc++ -I TensorRT/include -I cuda/include
+//       tensorrt_runtime.cpp -o libtensorrt_runtime.so
 
 #include <NvInferRuntime.h>
 
