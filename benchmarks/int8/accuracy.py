@@ -49,8 +49,9 @@ from edge_perception.embedded import demo_manifest
 from edge_perception.quantization.int8.calibrators import CALIBRATORS
 from edge_perception.quantization.int8.frames import choose_frames, input_tensors
 from edge_perception.quantization.int8.graph import LEAST_OPSET, opset_of
-from edge_perception.quantization.int8.job import Recipe, quantize_detector
+from edge_perception.quantization.int8.job import quantize_detector
 from edge_perception.quantization.int8.macs import share_in_int8
+from edge_perception.quantization.int8.recipe import Recipe
 from edge_perception.trust.figures import agreement_figures
 from edge_perception.trust.frames import Frame, Frames
 from edge_perception.trust.matching import compare_frame
@@ -130,7 +131,7 @@ def measure_yolox(bench: Bench) -> dict[str, Any]:
 
 
 # Every image of a half calibrates, so the half judges itself; the bound asks for all there is.
-_YOLOX = Recipe(frames=64, judging=0, max_drop=1.0)
+_YOLOX = Recipe(judging=0, max_drop=1.0)
 
 
 def measure_calibrators(bench: Bench) -> list[dict[str, Any]]:
@@ -195,7 +196,14 @@ def _quantisers(bench: Bench) -> dict[str, Quantise]:
 
     def ours(calibrator: str, **changes: Any) -> Quantise:
         def quantise(path: Path, frames: Any, out: Path, left_float: tuple[str, ...]) -> None:
-            recipe = Recipe(calibrator, judging=0, exclude=left_float, edges=True, max_drop=1e9)
+            recipe = Recipe(
+                calibrator,
+                frames=_TABLE_CALIBRATION_FRAMES,
+                judging=0,
+                exclude=left_float,
+                edges=True,
+                max_drop=1e9,
+            )
             quantize_detector(path, frames, replace(recipe, **changes), out)
 
         return quantise
@@ -203,6 +211,9 @@ def _quantisers(bench: Bench) -> dict[str, Quantise]:
     table: dict[str, Quantise] = {name: ours(name) for name in CALIBRATORS}
     table["mse, no bias correction"] = ours("mse", correct_biases=False)
     table["mse, every layer"] = ours("mse", exclude=())
+    table["mse, equalised"] = ours("mse", equalise="always")
+    table["mse, equalised, every layer"] = ours("mse", equalise="always", exclude=())
+    table["mse, equalised, with variants"] = ours("mse", equalise="always", frames=128)
     for label, choice in _ONNXRUNTIME.items():
         table[f"onnxruntime {label}"] = _onnxruntime_quantiser(choice)
     if bench.options.modelopt:
@@ -411,7 +422,7 @@ def _agreement(float_found: Found, int8_found: Found) -> dict[str, Any]:
 
 
 def _quantiser_figures(report: Mapping[str, Any], model: Path, out: Path) -> dict[str, Any]:
-    keys = ("int8_mac_share", "float_layers", "calibration_set", "loss")
+    keys = ("int8_mac_share", "float_layers", "calibration_set", "loss", "equalised_inputs")
     return {key: report[key] for key in keys} | {
         "calibrator": report["recipe"]["calibrator"],
         "float_bytes": model.stat().st_size,

@@ -23,7 +23,8 @@ from edge_perception.backends.half import to_half
 from edge_perception.backends.store import load_manifest
 from edge_perception.core.engine import Gpu
 from edge_perception.core.machine import describe_code, describe_machine, utc_now
-from edge_perception.quantization.int8.job import Recipe, quantize_detector
+from edge_perception.quantization.int8.job import quantize_detector
+from edge_perception.quantization.int8.recipe import Recipe
 from edge_perception.trust.frames import Frame, Frames
 
 RTX_3090 = "8.6"

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-    from edge_perception.quantization.int8.job import Recipe
+    from edge_perception.quantization.int8.recipe import Recipe
 
 _CALIBRATORS = ("mse", "percentile", "entropy", "minmax")
+_EQUALISE = ("if_needed", "always", "never")
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -57,6 +58,12 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--smooth-alpha", type=float, default=0.5, help="SmoothQuant of layer norms; 0: none"
     )
+    parser.add_argument(
+        "--equalise",
+        choices=_EQUALISE,
+        default="if_needed",
+        help="even out what convolutions read; default: where too much is lost without",
+    )
     parser.add_argument("--no-bias-correction", action="store_true")
     parser.add_argument("--sweep", action="store_true", help="measure every layer in any case")
     parser.add_argument(
@@ -87,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
-    from edge_perception.quantization.int8.job import Recipe
+    from edge_perception.quantization.int8.recipe import Recipe
 
     return Recipe(
         calibrator=options.calibrator,
@@ -99,6 +106,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         exclude=tuple(options.exclude),
         edges=options.edges,
         smooth_alpha=options.smooth_alpha,
+        equalise=options.equalise,
         correct_biases=not options.no_bias_correction,
         sweep=options.sweep,
         compact=options.compact,

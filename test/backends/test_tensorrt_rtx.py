@@ -37,7 +37,8 @@ from edge_perception.core.engine import Gpu
 from edge_perception.embedded import carried_file, demo_manifest
 from edge_perception.errors import EngineError
 from edge_perception.gpu.preprocess import Preprocessor
-from edge_perception.quantization.int8.job import Recipe, quantize_detector
+from edge_perception.quantization.int8.job import quantize_detector
+from edge_perception.quantization.int8.recipe import Recipe
 from edge_perception.trust.frames import Frames
 
 RTX_3090 = Gpu("8.6", "NVIDIA GeForce RTX 3090")

@@ -19,7 +19,8 @@ from edge_perception.backends.store import load_manifest
 from edge_perception.cli import main
 from edge_perception.core.engine import Gpu
 from edge_perception.embedded import carried_file
-from edge_perception.quantization.int8.job import Recipe, quantize_detector
+from edge_perception.quantization.int8.job import quantize_detector
+from edge_perception.quantization.int8.recipe import Recipe
 from edge_perception.trust.frames import Frames
 from training.detector.export import export_onnx, manifest_of
 from training.detector.model import ModelConfig, NanoDetector

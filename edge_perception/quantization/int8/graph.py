@@ -108,6 +108,29 @@ def opset_of(model: onnx.ModelProto) -> int:
     return int(max(versions, default=0))
 
 
+def insert_nodes(
+    graph: onnx.GraphProto,
+    first: Sequence[onnx.NodeProto],
+    after: Mapping[str, Sequence[onnx.NodeProto]],
+) -> None:
+    """Put ``first`` in front, and nodes right ``after`` the tensors they read: ONNX wants that."""
+    ordered = list(first)
+    for node in graph.node:
+        ordered.append(node)
+        for tensor in node.output:
+            ordered += after.get(tensor, [])
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in ordered]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def drop_unread_constants(graph: onnx.GraphProto) -> None:
+    """Remove the constants that no node reads."""
+    read = {name for node in graph.node for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
+        graph.initializer.remove(tensor)
+
+
 def _with_channel_opset(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     opset = opset_of(model)
     if not _CONVERTIBLE_FROM <= opset <= NEWEST_OPSET:

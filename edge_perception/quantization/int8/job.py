@@ -1,18 +1,16 @@
 """From a float detector and frames to an INT8 model, its manifest and a report, or nothing at all.
 
 The order: choose frames; fold layer norms; calibrate; correct biases; judge the model with its
-edges in float. If that loses too much, the edges' privilege ends: measure every layer alone and put
-the worst back to float, one by one, until the loss is within bounds or too little would be left in
-INT8. Worst is the layer whose squared distance is largest for the arithmetic it would take out of
-INT8: errors of layers add up in their squares, and arithmetic is what they compete for.
+edges in float. If that loses too much, the same with the channels of convolutions' inputs evened
+out; if that still does, layers go back to float (``mixture.py``).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,62 +20,22 @@ import yaml
 from edge_perception.backends.engine_store import write_atomically
 from edge_perception.backends.store import load_manifest, sha256_of
 from edge_perception.core.manifest import Manifest
-from edge_perception.errors import ConfigError, ManifestError, QuantizationError
-from edge_perception.quantization.int8.calibrators import CALIBRATORS
-from edge_perception.quantization.int8.candidate import (
-    Calibrated,
-    calibrated,
-    edge_layers,
-    matching_layers,
-)
+from edge_perception.errors import ManifestError, QuantizationError
+from edge_perception.quantization.int8.candidate import Calibrated, calibrated
 from edge_perception.quantization.int8.collection import collect_histograms
+from edge_perception.quantization.int8.equalisation import equalise
 from edge_perception.quantization.int8.frames import ChosenFrames, choose_frames, input_tensors
-from edge_perception.quantization.int8.graph import load_float_graph
+from edge_perception.quantization.int8.graph import Array, FloatGraph, load_float_graph
 from edge_perception.quantization.int8.judging import Judge, make_judge
+from edge_perception.quantization.int8.mixture import Mixture, first_mixture, restored, sweep
 from edge_perception.quantization.int8.placement import find_layers, place
+from edge_perception.quantization.int8.recipe import Recipe
 from edge_perception.quantization.int8.smoothing import smooth
-from edge_perception.quantization.int8.sweep import SweepFile, sweep_layers
+from edge_perception.quantization.int8.sweep import SweepFile
+from edge_perception.quantization.int8.variants import with_variants
 from edge_perception.trust.frames import Frame
 
 Progress = Callable[[str, int], Callable[[], None]]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to quantise.
-
-    ``frames`` calibrate, up to ``judging`` more judge. ``max_drop`` is in points of the judge's
-    unit, None for its default. ``least_share`` (0..1) of the multiply-accumulates stays in INT8
-    whatever the loss. ``exclude`` are shell patterns of layers to leave float; ``edges`` quantises
-    the first and the predicting layers too. ``smooth_alpha`` 0 folds no layer norm.
-    """
-
-    calibrator: str = "mse"
-    frames: int = 128
-    judging: int = 32
-    seed: int = 0
-    max_drop: float | None = None
-    least_share: float = 0.9
-    exclude: tuple[str, ...] = ()
-    edges: bool = False
-    smooth_alpha: float = 0.5
-    correct_biases: bool = True
-    sweep: bool = False
-    compact: bool = False
-
-    def __post_init__(self) -> None:
-        if self.calibrator not in CALIBRATORS:
-            raise ConfigError(
-                "calibrator", expected=f"one of {', '.join(CALIBRATORS)}", got=self.calibrator
-            )
-        if self.frames < 1 or self.judging < 0:
-            raise ConfigError("frames", expected="at least one", got=(self.frames, self.judging))
-        if not (0 <= self.least_share <= 1 and 0 <= self.smooth_alpha <= 1):
-            raise ConfigError(
-                "least_share and smooth_alpha",
-                expected="0 to 1",
-                got=(self.least_share, self.smooth_alpha),
-            )
 
 
 @dataclass(frozen=True)
@@ -94,14 +52,19 @@ class Outcome:
         return bool(self.report["loss"]["value"] <= self.report["loss"]["max_drop"])
 
 
-@dataclass
-class _Mixture:
-    """Which layers stay float and why, and what that costs."""
+@dataclass(frozen=True)
+class _Feed:
+    """The calibrating frames, as often as they are wanted, with a bar for each time."""
 
-    why_float: dict[str, str]
-    model: onnx.ModelProto
-    loss: float
-    distances: dict[str, float] = field(default_factory=dict)
+    frames: tuple[Frame, ...]
+    manifest: Manifest
+    progress: Progress
+
+    def __call__(self, stage: str) -> Iterator[Array]:
+        tick = self.progress(stage, len(self.frames))
+        for tensor in input_tensors(self.frames, self.manifest.preprocessing):
+            yield tensor
+            tick()
 
 
 def find_manifest(model: Path) -> Path:
@@ -155,118 +118,75 @@ def quantize_detector(
     out = out or onnx_path.with_suffix(".int8.onnx")
     tick = progress("looking at frames", 0)
     chosen = choose_frames(frames, recipe.frames, recipe.judging, recipe.seed, tick)
-    ready, norms = _calibrate(onnx_path, manifest, chosen, recipe, progress)
-    float_model = load_float_graph(onnx_path).model
-    judge = make_judge(manifest, float_model, chosen.judging)
+    feed = _Feed(with_variants(chosen.calibration, recipe.frames), manifest, progress)
+    graph, norms = load_float_graph(onnx_path), 0
+    judge = make_judge(manifest, graph.model, chosen.judging)
+    if recipe.smooth_alpha:
+        graph, norms = smooth(graph, feed("smoothing"), recipe.smooth_alpha)
     file = SweepFile(out.with_suffix(".sweep.json"), _key(manifest, chosen, recipe))
-    mixture = _find_mixture(ready, judge, recipe, file, progress)
-    report = _report(manifest, ready, chosen, recipe, judge, mixture) | {"smoothed_norms": norms}
+    mixture, equalised = _find_mixture(graph, feed, judge, recipe, file)
+    report = _report(manifest, chosen, recipe, judge, mixture) | {
+        "calibration_variants": len(feed.frames) - len(chosen.calibration),
+        "smoothed_norms": norms,
+        "equalised_inputs": equalised,
+    }
     outcome = _write(manifest_path, out, mixture.model, report)
     file.remove()
     return outcome
 
 
-def _calibrate(
-    onnx_path: Path,
-    manifest: Manifest,
-    chosen: ChosenFrames,
-    recipe: Recipe,
-    progress: Progress,
-) -> tuple[Calibrated, int]:
-    """The calibrated model, and how many layer norms were folded."""
+def _find_mixture(
+    graph: FloatGraph, feed: _Feed, judge: Judge, recipe: Recipe, file: SweepFile
+) -> tuple[Mixture, int]:
+    """Choose the graph and the layers that stay float; tells how many inputs were equalised."""
+    bound = _bound(recipe, judge)
+    tried: list[tuple[Mixture, int]] = []
+    for ready, equalised in _candidates(graph, feed, recipe):
+        edges, share = recipe.edges, recipe.least_share
+        first = first_mixture(ready, judge, recipe.exclude, edges=edges, least_share=share)
+        tried.append((first, equalised))
+        if first.loss <= bound:
+            break
+    mixture, equalised = min(tried, key=lambda each: each[0].loss)
+    if recipe.sweep or mixture.loss > bound:
+        tick = feed.progress("measuring layers", len(mixture.ready.layers))
+        distances = sweep(mixture.ready, judge, file, tick)
+        mixture = replace(mixture, distances=distances)
+        if mixture.loss > bound:
+            tick = feed.progress("putting layers back", 0)
+            mixture = restored(mixture, judge, distances, bound, recipe.least_share, tick)
+    if recipe.compact:
+        compact = mixture.ready.build(mixture.why_float, compact=True)
+        mixture = replace(mixture, model=compact)
+    return mixture, equalised
 
-    def tensors(stage: str) -> Iterable[Any]:
-        tick = progress(stage, len(chosen.calibration))
-        for tensor in input_tensors(chosen.calibration, manifest.preprocessing):
-            yield tensor
-            tick()
 
-    graph, norms = load_float_graph(onnx_path), 0
-    if recipe.smooth_alpha:
-        graph, norms = smooth(graph, tensors("smoothing"), recipe.smooth_alpha)
+def _candidates(graph: FloatGraph, feed: _Feed, recipe: Recipe) -> Iterator[tuple[Calibrated, int]]:
+    """The model calibrated as it is, then with its inputs equalised, and how many those are."""
+    if recipe.equalise != "always":
+        yield _calibrate(graph, feed, recipe), 0
+    if recipe.equalise != "never":
+        even, inputs = equalise(graph, feed("equalising"))
+        if inputs or recipe.equalise == "always":
+            yield _calibrate(even, feed, recipe), inputs
+
+
+def _calibrate(graph: FloatGraph, feed: _Feed, recipe: Recipe) -> Calibrated:
     layers = find_layers(graph)
     if not layers:
         raise QuantizationError(
-            f"model {str(onnx_path)!r} has nothing to quantise",
+            "the model has nothing to quantise",
             expected="convolutions or matrix products with constant weights",
             got=sorted({node.op_type for node in graph.nodes}),
         )
     groups = place(graph, layers).groups
-    histograms = collect_histograms(graph, list(groups), tensors("calibrating"))
+    histograms = collect_histograms(graph, list(groups), feed("calibrating"))
     ready = calibrated(graph, layers, histograms, recipe.calibrator)
-    if recipe.correct_biases:
-        ready = ready.with_biases(tensors("correcting biases"))
-    return ready, norms
+    return ready.with_biases(feed("correcting biases")) if recipe.correct_biases else ready
 
 
-def _find_mixture(
-    ready: Calibrated, judge: Judge, recipe: Recipe, file: SweepFile, progress: Progress
-) -> _Mixture:
-    """Choose the layers that stay float."""
-    why = dict.fromkeys(matching_layers(ready.layers, recipe.exclude), "excluded")
-    if not recipe.edges:
-        _keep_float(ready, why, edge_layers(ready.graph, ready.layers), "edge", recipe)
-    model = ready.build(why)
-    mixture = _Mixture(why, model, judge.loss(model))
-    bound = judge.tolerance if recipe.max_drop is None else recipe.max_drop
-    if recipe.sweep or mixture.loss > bound:
-        mixture.distances = _sweep(ready, judge, file, progress)
-    if mixture.loss > bound:
-        mixture = _restore(ready, judge, mixture, bound, recipe, progress)
-    if recipe.compact:
-        mixture.model = ready.build(mixture.why_float, compact=True)
-    return mixture
-
-
-def _keep_float(
-    ready: Calibrated, why: dict[str, str], names: Sequence[str], reason: str, recipe: Recipe
-) -> None:
-    """Leave layers float as far as enough stays in INT8."""
-    for name in names:
-        if name not in why and ready.share({*why, name}) >= recipe.least_share:
-            why[name] = reason
-
-
-def _sweep(
-    ready: Calibrated, judge: Judge, file: SweepFile, progress: Progress
-) -> dict[str, float]:
-    names = [layer.name for layer in ready.layers]
-    tick = progress("measuring layers", len(names))
-    return sweep_layers(
-        names,
-        lambda name: judge.distance(ready.build([other for other in names if other != name])),
-        file,
-        tick,
-    )
-
-
-def _restore(
-    ready: Calibrated,
-    judge: Judge,
-    start: _Mixture,
-    bound: float,
-    recipe: Recipe,
-    progress: Progress,
-) -> _Mixture:
-    """Put layers back to float, worst first; all that may go back if none is within bounds."""
-
-    def harm(name: str) -> tuple[float, str]:
-        return -(start.distances[name] ** 2) / max(ready.macs[name], 1), name
-
-    why = {name: reason for name, reason in start.why_float.items() if reason == "excluded"}
-    mixture = start
-    tick = progress("putting layers back", 0)
-    for name in sorted(filter(start.distances.get, start.distances), key=harm):
-        before = len(why)
-        _keep_float(ready, why, [name], "restored", recipe)
-        if len(why) == before:
-            continue
-        model = ready.build(why)
-        mixture = _Mixture(dict(why), model, judge.loss(model), start.distances)
-        tick()
-        if mixture.loss <= bound:
-            break
-    return mixture
+def _bound(recipe: Recipe, judge: Judge) -> float:
+    return judge.tolerance if recipe.max_drop is None else recipe.max_drop
 
 
 def _key(manifest: Manifest, chosen: ChosenFrames, recipe: Recipe) -> str:
@@ -276,20 +196,15 @@ def _key(manifest: Manifest, chosen: ChosenFrames, recipe: Recipe) -> str:
 
 
 def _report(
-    manifest: Manifest,
-    ready: Calibrated,
-    chosen: ChosenFrames,
-    recipe: Recipe,
-    judge: Judge,
-    mixture: _Mixture,
+    manifest: Manifest, chosen: ChosenFrames, recipe: Recipe, judge: Judge, mixture: Mixture
 ) -> dict[str, Any]:
+    ready = mixture.ready
     total = sum(ready.macs.values())
     why = dict(mixture.why_float)
     quantisable = {layer.name for layer in ready.layers}
     why |= {name: "no constant weights" for name in ready.macs if name not in quantisable}
     shares = {name: round(macs / total, 6) for name, macs in ready.macs.items()}
     worst_first = sorted(mixture.distances.items(), key=lambda entry: (-entry[1], entry[0]))
-    bound = judge.tolerance if recipe.max_drop is None else recipe.max_drop
     return {
         "schema": 1,
         "model": manifest.name,
@@ -310,7 +225,7 @@ def _report(
         "loss": {
             "value": round(mixture.loss, 4),
             "unit": judge.unit,
-            "max_drop": bound,
+            "max_drop": _bound(recipe, judge),
             "frames": len(chosen.judging),
         },
         "sensitivity": [

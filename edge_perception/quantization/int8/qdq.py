@@ -16,7 +16,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edge_perception.quantization.int8.calibrators import LEVELS
-from edge_perception.quantization.int8.graph import Array, FloatGraph
+from edge_perception.quantization.int8.graph import Array, FloatGraph, insert_nodes
 from edge_perception.quantization.int8.placement import Layer, Placement
 
 Float32Array = npt.NDArray[np.float32]
@@ -81,7 +81,7 @@ def write_qdq(
             pair = _weight_pair(layer, constants[layer.weight], output, compact=compact)
             first += pair.nodes
             added += pair.constants
-    _reassemble(model.graph, first, after)
+    insert_nodes(model.graph, first, after)
     _write_constants(model.graph, added, replaced or {})
     onnx.checker.check_model(model)
     return model
@@ -135,20 +135,6 @@ def _to_int8(weight: Array, scales: Float32Array, layer: Layer) -> npt.NDArray[n
     shape[layer.channel_axis] = -1
     steps = np.rint(weight / scales.reshape(shape))
     return np.clip(steps, -LEVELS - 1, LEVELS).astype(np.int8)
-
-
-def _reassemble(
-    graph: onnx.GraphProto, first: list[onnx.NodeProto], after: Mapping[str, list[onnx.NodeProto]]
-) -> None:
-    """Put the new nodes in, each pair right behind what it quantises: ONNX wants that order."""
-    ordered = list(first)
-    for node in graph.node:
-        ordered.append(node)
-        for tensor in node.output:
-            ordered += after.get(tensor, [])
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in ordered]
-    del graph.node[:]
-    graph.node.extend(copies)
 
 
 def _write_constants(

@@ -17,7 +17,7 @@ import onnx
 from onnx import numpy_helper
 
 from edge_perception.quantization.int8.collection import run_tensors
-from edge_perception.quantization.int8.graph import Array, FloatGraph
+from edge_perception.quantization.int8.graph import Array, FloatGraph, drop_unread_constants
 from edge_perception.quantization.int8.placement import Layer, Reader, find_layers
 
 _LEAST = 1e-5
@@ -158,8 +158,5 @@ def _with_constants(graph: FloatGraph, changed: Mapping[Reader, Array]) -> onnx.
         own = f"{name}:smoothed{index}"
         nodes[name].input[index] = own
         model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), own))
-    read = {name for node in model.graph.node for name in node.input}
-    unread = [tensor for tensor in model.graph.initializer if tensor.name not in read]
-    for tensor in unread:
-        model.graph.initializer.remove(tensor)
+    drop_unread_constants(model.graph)
     return model

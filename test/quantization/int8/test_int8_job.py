@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from edge_perception.core.latency import SpanRecorder
 from edge_perception.detection.detector import DetectionSettings, open_detector
 from edge_perception.errors import ConfigError, ManifestError, QuantizationError
 from edge_perception.quantization.int8 import job
-from edge_perception.quantization.int8.job import Recipe, find_manifest, quantize_detector
+from edge_perception.quantization.int8.job import find_manifest, quantize_detector
 from edge_perception.quantization.int8.macs import share_in_int8
+from edge_perception.quantization.int8.recipe import Recipe
 from edge_perception.trust.frames import Frame, Frames
 
 # The tiny detector's edges are most of its arithmetic.
@@ -172,6 +174,52 @@ def test_layer_that_would_leave_too_little_in_int8_is_passed_over(
     assert outcome.report["loss"]["value"] == 5.0
 
 
+class FondOfEvenChannels(Clumsy):
+    """A judge that loses ``uneven`` points wherever a convolution reads a tensor as it was."""
+
+    def __init__(self, uneven: float) -> None:
+        super().__init__({})
+        self.uneven = uneven
+
+    def loss(self, model: onnx.ModelProto) -> float:
+        even = any(node.op_type == "Mul" for node in model.graph.node)
+        return 0.5 if even else self.uneven
+
+
+@pytest.mark.parametrize(
+    ("equalise", "uneven", "done"),
+    [
+        pytest.param("if_needed", 5.0, True, id="too much is lost without"),
+        pytest.param("if_needed", 0.9, False, id="good enough without"),
+        pytest.param("always", 0.0, True, id="asked for"),
+    ],
+)
+def test_inputs_are_equalised_where_it_is_needed(
+    judged_by, conv_detector: Path, frames: Frames, equalise: str, uneven: float, done: bool
+) -> None:
+    judge = judged_by(FondOfEvenChannels(uneven))
+    outcome = quantize_detector(conv_detector, frames, replace(ALL, equalise=equalise))
+    assert (outcome.report["equalised_inputs"] > 0) is done
+    assert not judge.measured, "no sweep, as the loss is within bounds"
+    assert found_by(outcome.manifest, frames), "the written model runs"
+
+
+def test_equalised_model_that_is_no_better_is_not_taken(
+    judged_by, conv_detector: Path, frames: Frames
+) -> None:
+    judged_by(Clumsy({"conv3": 5.0}))
+    assert quantize_detector(conv_detector, frames, ALL).report["equalised_inputs"] == 0
+
+
+def test_missing_frames_are_made_up_for_by_variants(conv_detector: Path, frames: Frames) -> None:
+    few, enough = (
+        quantize_detector(conv_detector, frames, Recipe(frames=count, judging=2)).report
+        for count in (40, 4)
+    )
+    assert (few["calibration_set"]["frames"], few["calibration_variants"]) == (10, 30)
+    assert (enough["calibration_set"]["frames"], enough["calibration_variants"]) == (4, 0)
+
+
 def test_stopped_sweep_is_taken_up_by_the_same_command(
     judged_by, conv_detector: Path, frames: Frames
 ) -> None:
@@ -271,6 +319,7 @@ def test_model_without_a_manifest_is_told(tmp_path: Path) -> None:
     ("change", "problem"),
     [
         ({"calibrator": "guess"}, r"calibrator.*one of minmax.*got 'guess'"),
+        ({"equalise": "yes"}, r"equalise.*one of if_needed.*got 'yes'"),
         ({"frames": 0}, r"frames.*at least one"),
         ({"least_share": 1.5}, r"least_share.*0 to 1"),
         ({"smooth_alpha": -0.1}, r"smooth_alpha.*0 to 1"),

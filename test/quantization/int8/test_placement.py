@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_graphs import GraphBuilder
 
+from edge_perception.quantization.int8.candidate import calibrated
+from edge_perception.quantization.int8.collection import collect_histograms
 from edge_perception.quantization.int8.graph import FloatGraph
 from edge_perception.quantization.int8.placement import MOVING_OPS, Placement, find_layers, place
 from edge_perception.quantization.int8.qdq import write_qdq
@@ -199,7 +201,10 @@ def test_any_op_that_moves_int8_values_has_one_scale_before_and_behind(graph: Fl
 @given(networks())
 def test_any_network_computes_nearly_what_float_does(graph: FloatGraph) -> None:
     images = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
-    model = written(graph, place(graph, find_layers(graph)), 0.05)
+    layers = find_layers(graph)
+    groups = place(graph, layers).groups
+    histograms = collect_histograms(graph, list(groups), [images])
+    model = calibrated(graph, layers, histograms, "minmax").build(())
     first, second = (
         onnxruntime.InferenceSession(m.SerializeToString(), providers=["CPUExecutionProvider"]).run(
             None, {"images": images}
