@@ -7,6 +7,7 @@ name that says source, compiler and architecture, in ``$XDG_CACHE_HOME/edge_perc
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
 from functools import cache
@@ -20,6 +21,8 @@ from cuda.bindings import nvrtc
 from edge_perception.gpu.cuda import get_device
 from edge_perception.gpu.kernel_module import Kernel, KernelModule, compile_text
 from edge_perception.vlm.kernel_arguments import Grid
+
+_LOG = logging.getLogger(__name__)
 
 
 class GpuLauncher:
@@ -62,17 +65,23 @@ def _load_module(source: str, ordinal: int) -> KernelModule:
 
 
 def cached_cubin(source: str, architecture: str, folder: Path) -> bytes:
-    """The compiled source, from ``folder`` if it was compiled before; safe among processes."""
+    """The compiled source, from ``folder`` if it was compiled before; safe among processes.
+
+    Where ``folder`` cannot be written (a read-only root, no home), it is compiled each time.
+    """
     text = read_source(source)
     key = hashlib.sha256(f"{architecture}\0{nvrtc.nvrtcVersion()}\0{text}".encode()).hexdigest()
     path = folder / f"{source}-{architecture}-{key[:32]}.cubin"
     if path.is_file():
         return path.read_bytes()
     cubin = compile_text(text, source, architecture)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-        file.write(cubin)
-    os.replace(file.name, path)  # whole or not at all
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+            file.write(cubin)
+        os.replace(file.name, path)  # whole or not at all
+    except OSError as error:
+        _LOG.warning("compiled kernels cannot be kept in %s: %s", folder, error)
     return cubin
 
 

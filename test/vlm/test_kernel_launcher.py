@@ -31,3 +31,10 @@ def test_source_is_compiled_once_for_each_architecture(tmp_path, monkeypatch) ->
         assert cubin == f"linear.cu for {architecture}".encode()
     assert compiled == ["sm_87", "sm_90"]
     assert len(list((tmp_path / "new").iterdir())) == 2  # nothing half-written is left
+
+
+def test_folder_that_cannot_be_written_costs_compiling_again(tmp_path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(kernel_launcher, "compile_text", lambda *_: b"compiled")
+    (tmp_path / "file").write_text("")
+    assert cached_cubin("linear.cu", "sm_87", tmp_path / "file" / "below") == b"compiled"
+    assert "cannot be kept" in caplog.text
