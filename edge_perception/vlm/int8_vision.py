@@ -3,9 +3,10 @@
 A vision tower is a prompt without a decode step: hundreds of rows at once, bound by arithmetic, so
 that 8-bit products can gain what 8-bit weights alone do not. Weights get one scale an output
 channel, inputs one a row when they arrive (``int8_linear``): nothing is calibrated, and any
-checkpoint will do. Left out: SmoothQuant's shift of outliers into the weights, which wants calibration pictures and
-a norm before each layer; attention's own products, norms and the projector stay as they are. The
-library's product wants widths of whole sixteens: others (Qwen2.5-VL's 3420) are filled up by zeros.
+checkpoint will do. Left out: SmoothQuant's shift of outliers into the weights, which wants
+calibration pictures and a norm before each layer; attention's own products, norms and the projector
+stay as they are. The library's product wants widths of whole sixteens: others (Qwen2.5-VL's 3420)
+are filled up by zeros.
 
 The price: each layer is four launches from Python instead of one, and on a fast GPU that outweighs
 the products (``docs/benchmarks/vision_int8_h100.json``: 2.9 times slower than FP16 on an H100).
