@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from edge_perception.core.answers import YES_NO, Answer
@@ -59,18 +60,28 @@ def plural(name: str) -> str:
 
 def bag_questions(truths: Iterable[LabelledBoxes]) -> list[BagQuestion]:
     """What to ask about a bag, in an order that changes kind and class from one to the next."""
-    seen = Counter(name for boxes in truths for name in boxes.class_names)
+    frames = list(truths)
+    seen = Counter(name for boxes in frames for name in boxes.class_names)
     names = [name for name, _ in seen.most_common(_MOST_CLASSES)]
     presence = [BagQuestion("presence", f"Is there a {name}?", (name,)) for name in names]
     count = [BagQuestion("count", f"How many {plural(n)} are there?", (n,)) for n in names]
-    side = [
-        BagQuestion("side", f"Is the {a} left or right of the {b}?", (a, b))
-        for a, b in zip(names, [*names[1:], *names[:1]])
-        if a != b
-    ]
+    side = _side_questions(names, frames)
     longest = max(len(presence), len(count), len(side), 0)
     rows = zip(*(kind * longest for kind in (presence, count, side) if kind))
     return [question for row in list(rows)[:longest] for question in row]
+
+
+def _side_questions(names: Sequence[str], frames: Sequence[LabelledBoxes]) -> list[BagQuestion]:
+    """About the pairs of classes that most frames can judge; every other pair the other way."""
+    pairs = list(combinations(names, 2))
+    asked = [_side_question(*(pair if k % 2 else pair[::-1])) for k, pair in enumerate(pairs)]
+    judged = {question: sum(question.truth(b) is not None for b in frames) for question in asked}
+    best = sorted((q for q in asked if judged[q]), key=lambda q: -judged[q])
+    return best[: len(names)]
+
+
+def _side_question(one: str, other: str) -> BagQuestion:
+    return BagQuestion("side", f"Is the {one} left or right of the {other}?", (one, other))
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,15 @@ def test_every_class_is_asked_about_in_turn() -> None:
     }  # fmt: skip
 
 
+def test_sides_are_asked_of_pairs_that_most_frames_can_judge() -> None:
+    apart = boxes(("box", 100), ("person", 500), ("cone", 120))  # box and cone in one column
+    questions = bag_questions([apart, apart, boxes(("cone", 100), ("cone", 300))])
+    pairs = [set(q.classes) for q in questions if q.kind == "side"]
+    assert {frozenset(pair) for pair in pairs} == {
+        frozenset(("box", "person")), frozenset(("cone", "person")),
+    }  # fmt: skip
+
+
 def test_bag_without_truth_has_no_questions() -> None:
     assert bag_questions([]) == bag_questions([boxes()]) == []
 
