@@ -8,7 +8,9 @@
 DIR is as for ``h100.py``. WORK then holds the float16 model as a checkpoint folder, the token
 windows, and ``checkpoints/NAME`` from every tool. All of them, ours too, are judged as they lie on
 the disk: read by this package's loader, computed in float32, compared with the float model on the
-same windows. So nothing but the quantiser differs.
+same windows. So nothing but the quantiser differs. With ``prepare --blocks N`` everyone is given
+the first N blocks alone, and judged with the float model's others behind them: AutoAWQ takes two
+minutes a block on two cores.
 """
 
 from __future__ import annotations
@@ -38,24 +40,24 @@ from edge_perception.vlm.loaders.gguf import GgufCheckpoint
 GROUP_SIZE = 64
 OUR_METHODS = ("rtn", "awq", "gptq", "awq+gptq")
 PROBE_TOKENS = 512
+WHOLE = "whole"
+"""The folder of the float model with all its blocks."""
 
 
 def prepare(arguments: argparse.Namespace) -> None:
     """Write the float16 checkpoint, the calibration windows and the test windows."""
-    folder = arguments.work / "float"
-    folder.mkdir(parents=True, exist_ok=True)
     checkpoint = GgufCheckpoint(join_pieces(arguments.data, "smollm2.gguf"))
     tensors = {name: value.half().contiguous() for name, value in checkpoint.items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     # Both spellings: transformers before 5 reads rope_theta and torch_dtype.
     theta = checkpoint.config["rope_parameters"]["rope_theta"]
     config = checkpoint.config | {
         "rope_theta": theta, "dtype": "float16", "torch_dtype": "float16",
     }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    shutil.copy(arguments.data / "tokenizer.json", folder)
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    blocks = config["num_hidden_layers"]
+    for name, count in ((WHOLE, blocks), ("float", arguments.blocks or blocks)):
+        left_out = tuple(f"model.layers.{index}." for index in range(count, blocks))
+        kept = {key: value for key, value in tensors.items() if not key.startswith(left_out)}
+        _write(arguments.work / name, kept, config | {"num_hidden_layers": count}, arguments.data)
     valid, test = (token_ids(arguments.data, name) for name in ("valid.txt", "test.txt"))
     calibration = windows_of(valid, arguments.window, arguments.calibration_windows)
     judged = windows_of(test, 2048, arguments.test_windows)
@@ -63,6 +65,15 @@ def prepare(arguments: argparse.Namespace) -> None:
         (arguments.work / f"{name}.json").write_text(json.dumps([w[0].tolist() for w in windows]))
     probe = judged[0][:, :PROBE_TOKENS].tolist()
     (arguments.work / "probe.json").write_text(json.dumps(probe))
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], data: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    shutil.copy(data / "tokenizer.json", folder)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def read_windows(work: Path, name: str, device: str) -> list[Tensor]:
@@ -99,7 +110,7 @@ class Judge:
         self.device = device
         self.windows = read_windows(work, "test", device)
         self.calibration = read_windows(work, "calibration", "cpu")
-        self.reference = load_model(work / "float", device=device, dtype=torch.float32)
+        self.reference: Any = load_model(work / WHOLE, device=device, dtype=torch.float32)
         self.float_ppl = measure_fidelity(self._float_logits, None, self.windows).perplexity
         self.rtn_ppl: dict[int, float] = {}
 
@@ -107,18 +118,28 @@ class Judge:
         """A checkpoint's figures; RTN's must be asked for first, others are shares of its loss."""
         note: dict[str, Any] = json.loads((checkpoint / "made.json").read_text())
         model = load_model(checkpoint, device=self.device, dtype=torch.float32)
+        blocks = self._complete(model)
         got = measure_fidelity(lambda w: model(w).logits[0], self._float_logits, self.windows)
         calibrated = note["method"] != "rtn"
         if not calibrated:
             self.rtn_ppl[note["bits"]] = got.perplexity
         rtn = self.rtn_ppl.get(note["bits"])
         return note | {
-            "group_size": GROUP_SIZE, "symmetric": False, "ppl": got.perplexity, "kl": got.kl,
+            "blocks": blocks, "group_size": GROUP_SIZE, "symmetric": False,
+            "ppl": got.perplexity, "kl": got.kl,
             "gap_share_of_rtn": None if rtn is None else gap_share(
                 got.perplexity, self.float_ppl, rtn),
             "agreement": got.agreement,
             "calibration_tokens": calibrated * sum(w.numel() for w in self.calibration),
         }  # fmt: skip
+
+    def _complete(self, model: Any) -> int:
+        """Put the float model's blocks behind the model's own; returns how many its own were."""
+        layers = model.model.layers
+        own = len(layers)
+        layers.extend(self.reference.model.layers[own:])
+        model.config.num_hidden_layers = len(layers)
+        return own
 
     def _float_logits(self, window: Tensor) -> Tensor:
         logits: Tensor = self.reference(window).logits[0]
@@ -190,6 +211,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[4])
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--calibration-windows", type=int, default=128)
+    parser.add_argument("--blocks", type=int, help="give everyone so many of the blocks alone")
     parser.add_argument("--test-windows", type=int, default=16)
     arguments = parser.parse_args()
     {"prepare": prepare, "ours": ours, "compare": compare}[arguments.what](arguments)
