@@ -70,7 +70,7 @@ class AskerNode(ManagedNode):
             self.create_subscription(String, "vlm/answer", self._on_answer, reliable),
             self.create_subscription(String, "caption", self._on_caption, reliable),
         ]
-        self._timer = self.create_timer(_LOOK_S, self._ask_when_due)
+        self._timer = self.create_steady_timer(_LOOK_S, self._ask_when_due)
 
     def deactivate(self) -> None:
         """Ask and listen no more."""

@@ -105,7 +105,7 @@ class CameraNode(ManagedNode):
 
     def activate(self) -> None:
         """Subscribe, or begin to look for a publisher."""
-        self._search_timer = self.create_timer(0.1, self._subscribe_when_found)
+        self._search_timer = self.create_steady_timer(0.1, self._subscribe_when_found)
         self._subscribe_when_found()
 
     def deactivate(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.timer import Timer
@@ -54,12 +55,20 @@ class ManagedNode(LifecycleNode, abc.ABC):
         self._active = False
         self.lately = Lately()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self._diagnostics_timer: Timer = self.create_timer(
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._diagnostics_timer = self.create_steady_timer(
             DIAGNOSTICS_PERIOD_S, self.publish_diagnostics
         )
         self.add_on_set_parameters_callback(self._check_parameters)
         self._change_state = self._service_change_state.callback
         self._service_change_state.callback = self._answer_change_state
+
+    def create_steady_timer(self, period_s: float, callback: Callable[[], None]) -> Timer:
+        """Call back every ``period_s`` of real time, also while a simulated one stands still.
+
+        Before the first message on /clock it does, and that may wait for what a timer brings about.
+        """
+        return self.create_timer(period_s, callback, clock=self._steady)
 
     @abc.abstractmethod
     def configure(self) -> None:

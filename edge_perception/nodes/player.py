@@ -196,7 +196,7 @@ class PlayerNode(ManagedNode):
             self._source, self._options, self._publish, Path(ledger) if ledger else None
         )
         if self._clock_publisher is not None:
-            self._clock_timer = self.create_timer(_CLOCK_PERIOD_S, self._publish_clock)
+            self._clock_timer = self.create_steady_timer(_CLOCK_PERIOD_S, self._publish_clock)
         self._stopping.clear()
         self._thread = threading.Thread(target=self._play, name="playback", daemon=True)
         self._thread.start()

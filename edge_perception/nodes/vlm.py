@@ -101,7 +101,7 @@ class VlmNode(ManagedNode):
         reliable = QoSProfile(depth=32, reliability=ReliabilityPolicy.RELIABLE)
         self._worker.start()
         self._ears = [self.create_subscription(String, "~/prompt", self._on_prompt, reliable)]
-        self._timer = self.create_timer(_LOOK_AROUND_S, self._look_around)
+        self._timer = self.create_steady_timer(_LOOK_AROUND_S, self._look_around)
         self._stream.start(self, self._on_frame, eager=False)
         self._look_around()
 

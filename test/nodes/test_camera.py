@@ -155,6 +155,21 @@ def test_camera_that_falls_silent_is_told_and_old_losses_no_longer_are(
     assert camera.counters()["rejected"] == 1
 
 
+def test_camera_finds_its_publisher_before_simulated_time_begins(ros: None) -> None:
+    simulated = [Parameter("use_sim_time", value=True)]
+    node = CameraNode("camera_in_simulation", "late_image", parameter_overrides=simulated)
+    node.trigger_configure()
+    node.trigger_activate()
+    world = rclpy.create_node("late_world")
+    world.create_publisher(Image, "late_image", 1)
+    while node._subscription is None:
+        rclpy.spin_once(node, timeout_sec=1)
+    assert node.get_clock().now().nanoseconds == 0, "nobody has published /clock"
+    node.stop()
+    node.destroy_node()
+    world.destroy_node()
+
+
 def test_rejected_images_are_told(camera: CameraNode) -> None:
     camera._on_image(image(1, encoding="smoke"), {})
     level, message = camera.health()
