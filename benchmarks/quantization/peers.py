@@ -113,6 +113,10 @@ class Judge:
         self.reference: Any = load_model(work / WHOLE, device=device, dtype=torch.float32)
         self.float_ppl = measure_fidelity(self._float_logits, None, self.windows).perplexity
         self.rtn_ppl: dict[int, float] = {}
+        self.model = "SmolLM2-135M-Instruct in float16, everyone from the same tokens"
+        given = json.loads((work / "float" / "config.json").read_text())["num_hidden_layers"]
+        if given < len(self.reference.model.layers):
+            self.model += f", the first {given} blocks"
 
     def row(self, checkpoint: Path) -> dict[str, Any]:
         """A checkpoint's figures; RTN's must be asked for first, others are shares of its loss."""
@@ -153,7 +157,7 @@ def compare(arguments: argparse.Namespace) -> None:
     runs: list[dict[str, Any]] = []
     refused: dict[str, str] = {}
     report = machine(torch.device(arguments.device), arguments.commit) | {
-        "model": "SmolLM2-135M-Instruct, float16", "float_ppl": judge.float_ppl,
+        "model": judge.model, "float_ppl": judge.float_ppl,
         "test_windows": len(judge.windows), "test_window_tokens": judge.windows[0].numel(),
         "calibration_windows": len(judge.calibration),
         "calibration_window_tokens": judge.calibration[0].numel(),

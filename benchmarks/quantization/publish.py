@@ -1,7 +1,7 @@
 """Results of the runs here, merged into the ladder that docs/benchmarks/ holds, and its page.
 
     python benchmarks/quantization/publish.py --into docs/benchmarks/quantization_ladder.json
-        [--ladder FILE.json ...] [--peers FILE.json ...]
+        FILE.json ...
 
 A row of the same model, name and implementation is replaced by the newer one; every row says on
 what machine, when and from which commit it came.
@@ -20,7 +20,6 @@ from edge_perception.quantization.ladder_page import render_ladder
 from edge_perception.quantization.recipe import METHODS, Clipping
 
 _ORIGIN = ("machine", "torch", "date", "commit")
-PEERS = "SmolLM2-135M-Instruct in float16, everyone from the same tokens"
 
 
 def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -81,15 +80,13 @@ def main() -> None:
     """Merge and render."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--into", type=Path, required=True)
-    parser.add_argument("--ladder", type=Path, nargs="*", default=[])
-    parser.add_argument("--peers", type=Path, nargs="*", default=[])
+    parser.add_argument("results", type=Path, nargs="+", help="of h100.py smollm2, of peers.py")
     arguments = parser.parse_args()
     report = json.loads(arguments.into.read_text())
-    for file in [*arguments.ladder, *arguments.peers]:
+    for file in arguments.results:
         result = json.loads(file.read_text())
-        name = PEERS if file in arguments.peers else result["model"]
         facts = {key: value for key, value in result.items() if key not in (*_ORIGIN, "runs")}
-        merge(report["models"], name, facts, rows_of(result))
+        merge(report["models"], result["model"], facts, rows_of(result))
     dates = [run["date"] for model in report["models"].values() for run in model["runs"]]
     report["date"] = max(dates)
     arguments.into.write_text(json.dumps(report, indent=1) + "\n")
