@@ -23,6 +23,7 @@ import onnx
 import pytest
 from fake_tensorrt import open_session
 from onnx import TensorProto, helper, version_converter
+from small_graphs import write_conv_detector
 from tiny_models import HEADS, write_detector, write_model
 
 trt = pytest.importorskip("tensorrt_rtx_bindings")
@@ -136,6 +137,15 @@ def test_quantised_demo_detector_is_as_near_to_float_in_fp16(demo_graphs: dict[s
 def test_yolox_nano_builds_in_every_precision(precision: str, tmp_path: Path) -> None:
     model = SHARED_MODEL.read_bytes()
     assert build(quantised(SHARED_MODEL, tmp_path) if precision == "int8" else model, precision)
+
+
+def test_detector_with_equalised_inputs_builds_in_int8(tmp_path: Path) -> None:
+    manifest = write_conv_detector(tmp_path / "model")
+    frames = list(itertools.islice(Frames(str(carried_file("demo/demo.mcap"))), 4))
+    recipe = Recipe(frames=2, judging=2, max_drop=1e9, equalise="always", edges=True)
+    outcome = quantize_detector(manifest, frames, recipe)
+    assert outcome.report["equalised_inputs"]
+    assert build(outcome.model.read_bytes(), "int8")
 
 
 def test_engine_of_a_manifest_is_built_for_the_3090_and_found_again(tmp_path: Path) -> None:
