@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from edge_perception.core.machine import describe_machine, utc_now
 from edge_perception.quantization.evaluate import Fidelity, measure_fidelity, windows_of
 from edge_perception.quantization.grid import WeightFormat
-from edge_perception.quantization.ladder import Quantised, quantise_copy, run_row
+from edge_perception.quantization.ladder import quantise_copy, run_row
 from edge_perception.vlm.loaders.gguf import GgufCheckpoint
 
 RUN_WINDOW = 2048
@@ -104,10 +104,10 @@ class Judge:
         perplexity = measure_fidelity(lambda w: model(w).logits[0], None, windows).perplexity
         return cls(windows, logits, perplexity)
 
-    def fidelity(self, made: Quantised) -> Fidelity:
+    def fidelity(self, model: nn.Module) -> Fidelity:
         """A quantised model's figures."""
         return measure_fidelity(
-            lambda w: made.model(w).logits[0], lambda w: self.logits[id(w)], self.windows
+            lambda w: model(w).logits[0], lambda w: self.logits[id(w)], self.windows
         )
 
 
@@ -144,7 +144,7 @@ def measure_ladder(
         batches = _calibration(source, run, limits, device)
         made = quantise_copy(model, run.recipe, batches, device)
         tokens = sum(batch["input_ids"].numel() for batch in batches)
-        got, form = judge.fidelity(made), run.recipe.form
+        got, form = judge.fidelity(made.model), run.recipe.form
         if run.recipe.method == "rtn":
             rtn[form] = got.perplexity
         row = run_row(run.recipe, made, got, judge.perplexity, rtn.get(form), tokens)

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gguf_ladder import join_pieces, machine, token_ids
+from gguf_ladder import Judge, join_pieces, machine, token_ids
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from edge_perception.errors import CheckpointError
 from edge_perception.quantization.encoding import ExportLayout
-from edge_perception.quantization.evaluate import gap_share, measure_fidelity, windows_of
+from edge_perception.quantization.evaluate import gap_share, windows_of
 from edge_perception.quantization.grid import WeightFormat
 from edge_perception.quantization.job import Job, run_job
 from edge_perception.quantization.recipe import recipe_for
@@ -103,15 +103,14 @@ def ours(arguments: argparse.Namespace) -> None:
             print(note, flush=True)
 
 
-class Judge:
-    """The float model, and everyone's figures against it, all in float32."""
+class Table:
+    """Everyone's figures against the float model, all in float32."""
 
     def __init__(self, work: Path, device: str) -> None:
         self.device = device
-        self.windows = read_windows(work, "test", device)
         self.calibration = read_windows(work, "calibration", "cpu")
         self.reference: Any = load_model(work / WHOLE, device=device, dtype=torch.float32)
-        self.float_ppl = measure_fidelity(self._float_logits, None, self.windows).perplexity
+        self.judge = Judge.of(self.reference, read_windows(work, "test", device))
         self.rtn_ppl: dict[int, float] = {}
         self.model = "SmolLM2-135M-Instruct in float16, everyone from the same tokens"
         given = json.loads((work / "float" / "config.json").read_text())["num_hidden_layers"]
@@ -123,7 +122,7 @@ class Judge:
         note: dict[str, Any] = json.loads((checkpoint / "made.json").read_text())
         model = load_model(checkpoint, device=self.device, dtype=torch.float32)
         blocks = self._complete(model)
-        got = measure_fidelity(lambda w: model(w).logits[0], self._float_logits, self.windows)
+        got = self.judge.fidelity(model)
         calibrated = note["method"] != "rtn"
         if not calibrated:
             self.rtn_ppl[note["bits"]] = got.perplexity
@@ -132,7 +131,7 @@ class Judge:
             "blocks": blocks, "group_size": GROUP_SIZE, "symmetric": False,
             "ppl": got.perplexity, "kl": got.kl,
             "gap_share_of_rtn": None if rtn is None else gap_share(
-                got.perplexity, self.float_ppl, rtn),
+                got.perplexity, self.judge.perplexity, rtn),
             "agreement": got.agreement,
             "calibration_tokens": calibrated * sum(w.numel() for w in self.calibration),
         }  # fmt: skip
@@ -145,27 +144,24 @@ class Judge:
         model.config.num_hidden_layers = len(layers)
         return own
 
-    def _float_logits(self, window: Tensor) -> Tensor:
-        logits: Tensor = self.reference(window).logits[0]
-        return logits
-
 
 @torch.no_grad()
 def compare(arguments: argparse.Namespace) -> None:
     """Judge every checkpoint; the table is written anew after each."""
-    judge = Judge(arguments.work, arguments.device)
+    table = Table(arguments.work, arguments.device)
     runs: list[dict[str, Any]] = []
     refused: dict[str, str] = {}
     report = machine(torch.device(arguments.device), arguments.commit) | {
-        "model": judge.model, "float_ppl": judge.float_ppl,
-        "test_windows": len(judge.windows), "test_window_tokens": judge.windows[0].numel(),
-        "calibration_windows": len(judge.calibration),
-        "calibration_window_tokens": judge.calibration[0].numel(),
+        "model": table.model, "float_ppl": table.judge.perplexity,
+        "test_windows": len(table.judge.windows),
+        "test_window_tokens": table.judge.windows[0].numel(),
+        "calibration_windows": len(table.calibration),
+        "calibration_window_tokens": table.calibration[0].numel(),
         "runs": runs, "refused": refused,
     }  # fmt: skip
     for checkpoint in _finished(arguments.work):
         try:
-            runs.append(judge.row(checkpoint))
+            runs.append(table.row(checkpoint))
         except CheckpointError as error:  # a finding too, and no reason to lose the other rows
             refused[checkpoint.name] = str(error)
             continue
