@@ -63,6 +63,12 @@ ARGUMENTS = [
         description="Configure and activate the nodes when they start.",
     ),
     DeclareLaunchArgument(
+        "use_sim_time",
+        default_value="false",
+        choices=["true", "false"],
+        description="Take the time from /clock, as with ros2 bag play --clock.",
+    ),
+    DeclareLaunchArgument(
         "output_dir",
         default_value="",
         description="Folder for the profiler's ledger and trace; empty writes none.",
@@ -126,6 +132,8 @@ def parameters(value: dict[str, str], executable: str) -> list[str | dict[str, s
     files = [os.path.join(SHARE, "config", f"{value['device']}.yaml"), value["params_file"]]
     said: dict[str, str | bool] = {"autostart": value["autostart"] == "true"}
     said |= {name: value[name] for name in ("manifest", "output_dir") if value[name]}
+    if value["use_sim_time"] == "true":
+        said["use_sim_time"] = True
     if value["vlm"]:
         said["vlm"] = True
     if value["vlm"] not in ("", "demo"):

@@ -19,6 +19,7 @@ MODULES = (
 DEFAULTS = {
     "device": "cpu", "image": "image", "namespace": "", "processes": "single", "debug": "false",
     "autostart": "true", "manifest": "", "output_dir": "", "params_file": "", "vlm": "",
+    "use_sim_time": "false",
 }  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def test_container_alone_is_started_with_the_device_profile(started: Any) -> Non
 def test_what_arguments_leave_open_is_the_users_files_to_say(started: Any) -> None:
     ((_, file, said),) = started(params_file="mine.yaml").values()
     assert file == "mine.yaml"
-    assert not {"share_frames", "vlm", "manifest", "model", "output_dir"} & said.keys()
+    assert said == {"autostart": True}
 
 
 def test_processes_of_their_own_read_frames_that_the_camera_shares(started: Any) -> None:
@@ -58,6 +59,11 @@ def test_processes_of_their_own_read_frames_that_the_camera_shares(started: Any)
     said = {name: parameters[-1] for name, parameters in processes.items()}
     assert [name for name in said if said[name].get("share_frames")] == ["camera"]
     assert (said["vlm"]["model"], said["detector"]["manifest"]) == ("/models/tiny", "model.yaml")
+
+
+def test_simulated_time_is_every_nodes(started: Any) -> None:
+    for parameters in started(use_sim_time="true", processes="separate").values():
+        assert parameters[-1]["use_sim_time"] is True
 
 
 @pytest.mark.parametrize(
