@@ -27,21 +27,14 @@ COMMIT=${COMMIT:-unknown}
 WAIT_S=${WAIT_S:-540}
 NAME=${NAME:-demo_yolox_nano}
 export MUJOCO_GL=${MUJOCO_GL:-egl} PYTHONUNBUFFERED=1
-
-render() { # FOLDER SPLIT FRAMES SEED VIEWS_PER_SCENE; goes on where it was interrupted
-  "$PYTHON" -m edge_perception.cli world dataset --split "$2" --frames "$3" --seed "$4" \
-    --views-per-scene "$5" --workers "$WORKERS" --out "$DATA/$1"
-}
+. training/stages.sh
 
 render_all() {
   if [ -n "$RENDERED" ]; then
     until [ -e "$RENDERED" ]; do sleep 1; done
     return
   fi
-  # Validation sees new scenes of the training split: the held-out split is for the exam alone.
-  render exam held-out "$EXAM_FRAMES" "$EXAM_SEED" 4 &&
-    render val train "$VAL_FRAMES" "$VAL_SEED" 4 &&
-    render train train "$FRAMES" "$TRAIN_SEED" 6
+  render_splits
 }
 
 learn() {
@@ -63,35 +56,11 @@ export_and_examine() {
       --manifest "$WORK/$NAME.yaml" --metrics "$WORK/metrics.json"
 }
 
-stage() { # NAME COMMAND...
-  [ -e "$WORK/$1.done" ] && return
-  echo "$(date +%T) $1"
-  if ("${@:2}") >>"$WORK/$1.log" 2>&1; then
-    touch "$WORK/$1.done"
-  else
-    touch "$WORK/failed"
-    echo "$(date +%T) $1 failed, see $1.log"
-    exit 1
-  fi
-}
-
 pipeline() {
   stage render render_all
   stage learn learn "$1"
   stage finish export_and_examine "$1"
   echo "$(date +%T) all done"
-}
-
-running() { [ -e "$WORK/pid" ] && kill -0 "$(cat "$WORK/pid")" 2>/dev/null; }
-
-status() {
-  [ -e "$WORK/pipeline.log" ] && tail -n 4 "$WORK/pipeline.log"
-  echo "images: $(find "$DATA" -name '*.jpg' | wc -l)"
-  [ -e "$WORK/run/log.jsonl" ] && tail -n 2 "$WORK/run/log.jsonl" | cut -c 1-400
-  if [ -e "$WORK/failed" ]; then tail -n 25 "$(ls -t "$WORK"/*.log | sed -n '/pipeline/!p' | head -1)"; fi
-  command -v nvidia-smi >/dev/null &&
-    nvidia-smi --query-gpu=utilization.gpu,memory.used --format=csv,noheader
-  return 0
 }
 
 collect() { # what is larger than 15 MB in pieces: NAME.part_00, NAME.part_01, ...
@@ -114,19 +83,7 @@ main() {
     status) status; return ;;
     pipeline) pipeline "$2"; return ;;
   esac
-  if ! running && [ ! -e "$WORK/finish.done" ]; then
-    rm -f "$WORK/failed"
-    setsid nohup bash "$0" pipeline "${2:?MINUTES}" >>"$WORK/pipeline.log" 2>&1 </dev/null &
-    echo $! >"$WORK/pid"
-  fi
-  local began=$SECONDS
-  while running && [ $((SECONDS - began)) -lt "$WAIT_S" ]; do
-    sleep 5
-    if (((SECONDS - began) % 60 < 5)); then status; fi
-  done
-  status
-  collect "$1"
-  [ ! -e "$WORK/failed" ]
+  start_or_wait "$1" "${2:?MINUTES}" finish
 }
 
 main "$@"

@@ -29,18 +29,7 @@ COMMIT=${COMMIT:-unknown}
 WAIT_S=${WAIT_S:-540}
 NAME=${NAME:-demo_vlm}
 export PYTHONUNBUFFERED=1
-
-render() { # FOLDER SPLIT FRAMES SEED VIEWS_PER_SCENE; goes on where it was interrupted
-  "$PYTHON" -m edge_perception.cli world dataset --split "$2" --frames "$3" --seed "$4" \
-    --views-per-scene "$5" --workers "$WORKERS" --out "$DATA/$1"
-}
-
-render_all() {
-  # Validation sees new scenes of the training split: the held-out split is for the exam alone.
-  render exam held-out "$EXAM_FRAMES" "$EXAM_SEED" 4 &&
-    render val train "$VAL_FRAMES" "$VAL_SEED" 4 &&
-    render train train "$FRAMES" "$TRAIN_SEED" 6
-}
+. training/stages.sh
 
 prepare() {
   "$PYTHON" -m training.vlm.prepare "$DATA/train" --out "$WORK/prepared" --workers "$WORKERS"
@@ -69,36 +58,14 @@ examine() {
     --out "$WORK/accuracy.json" $EXAM_ARGS
 }
 
-stage() { # NAME COMMAND...
-  [ -e "$WORK/$1.done" ] && return 0
-  echo "$(date +%T) $1"
-  if ("${@:2}") >>"$WORK/$1.log" 2>&1; then
-    touch "$WORK/$1.done"
-  else
-    touch "$WORK/failed"
-    echo "$(date +%T) $1 failed, see $1.log"
-    exit 1
-  fi
-}
-
 pipeline() {
-  stage render render_all
+  stage render render_splits
   stage prepare prepare
   stage learn learn "$1"
   stage export export_float
   stage quantise quantise
   stage examine examine
   echo "$(date +%T) all done"
-}
-
-running() { [ -e "$WORK/pid" ] && kill -0 "$(cat "$WORK/pid")" 2>/dev/null; }
-
-status() {
-  [ -e "$WORK/pipeline.log" ] && tail -n 5 "$WORK/pipeline.log"
-  [ -e "$DATA" ] && echo "images: $(find "$DATA" -name '*.jpg' | wc -l)"
-  [ -e "$WORK/run/log.jsonl" ] && tail -n 2 "$WORK/run/log.jsonl" | cut -c 1-400
-  if [ -e "$WORK/failed" ]; then tail -n 25 "$(ls -t "$WORK"/*.log | sed -n '/pipeline/!p' | head -1)"; fi
-  return 0
 }
 
 collect() {
@@ -120,22 +87,10 @@ main() {
   mkdir -p "$WORK"
   case ${1:?OUT_DIR, render or status} in
     status) status; return ;;
-    render) stage render render_all; stage prepare prepare; return ;;
+    render) stage render render_splits; stage prepare prepare; return ;;
     pipeline) pipeline "$2"; return ;;
   esac
-  if ! running && [ ! -e "$WORK/examine.done" ]; then
-    rm -f "$WORK/failed"
-    setsid nohup bash "$0" pipeline "${2:?MINUTES}" >>"$WORK/pipeline.log" 2>&1 </dev/null &
-    echo $! >"$WORK/pid"
-  fi
-  local began=$SECONDS
-  while running && [ $((SECONDS - began)) -lt "$WAIT_S" ]; do
-    sleep 5
-    if (((SECONDS - began) % 60 < 5)); then status; fi
-  done
-  status
-  collect "$1"
-  [ ! -e "$WORK/failed" ]
+  start_or_wait "$1" "${2:?MINUTES}" examine
 }
 
 main "$@"
