@@ -63,10 +63,17 @@ def measure(
 
 
 def measure_onnx(
-    checkpoint: Path, questions: Sequence[Asked], data: Path, side: int
+    checkpoint: Path,
+    questions: Sequence[Asked],
+    data: Path,
+    side: int,
+    *,
+    vision_int8: bool = False,
 ) -> NDArray[np.float64]:
     """The same by the CPU runtime, each answer written greedily to its end."""
-    model = OnnxVisionLanguageModel(checkpoint, name=checkpoint.name, image_sides_px=[side])
+    model = OnnxVisionLanguageModel(
+        checkpoint, name=checkpoint.name, image_sides_px=[side], vision_int8=vision_int8
+    )
     right = np.zeros(len(questions))
     by_image: dict[str, list[int]] = {}
     for index, asked in enumerate(questions):

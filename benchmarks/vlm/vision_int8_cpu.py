@@ -3,7 +3,8 @@
     python -m benchmarks.vlm.vision_int8_cpu --out docs/benchmarks/vision_int8_cpu.json
 
 Both see the same frames of the demo bag and are asked the same questions, in turns, so that other
-work on the machine slows both alike.
+work on the machine slows both alike. With ``--data`` (an exam as ``accuracy.py`` takes it) both sit
+that too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.vlm.accuracy import interval, measure_onnx
 from benchmarks.vlm.in_time import Exam, Shown, read_frames
 from edge_perception.core.answers import Answer, Request
 from edge_perception.core.machine import describe_code, describe_machine, describe_state, utc_now
@@ -24,6 +26,8 @@ from edge_perception.vlm.answerer import Answerer, AnswerSettings
 from edge_perception.vlm.inbox import Asked
 from edge_perception.vlm.models import ModelChoice, open_model
 from edge_perception.vlm.vision_cache import VisionCache
+from training.vlm.exam import read_questions
+from training.vlm.model import ModelSize
 
 KINDS = {"float32": False, "int8": True}
 
@@ -42,10 +46,24 @@ def encoding_ms(answerer: Answerer, frame: Shown) -> float:
     return (time.perf_counter() - start_s) * 1e3
 
 
+def sit_exam(data: Path) -> dict[str, Any]:
+    """Shares of exactly right answers about held-out scenes."""
+    questions, folder = read_questions(data), demo_vlm_manifest().parent
+    right = {
+        kind: measure_onnx(folder, questions, data, ModelSize().image_px, vision_int8=int8)
+        for kind, int8 in KINDS.items()
+    }
+    shares = {kind: round(float(found.mean()), 4) for kind, found in right.items()}
+    scenes = [asked.image.split("_")[0] for asked in questions]
+    lost = interval(right["float32"] - right["int8"], scenes)
+    return {"questions": len(questions), "right": shares, "interval_95_lost": lost}
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--asked", type=int, default=300)
+    parser.add_argument("--data", type=Path, help="a rendered exam")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -76,6 +94,8 @@ def main() -> None:
         "judged": sum(right is not None for right in exam.rights(answers["int8"])),
         "agreement": _share([a.text == b.text for a, b in zip(*answers.values(), strict=True)]),
     }
+    if arguments.data is not None:
+        result["exam"] = sit_exam(arguments.data)
     print(json.dumps(result, indent=1))
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
 
