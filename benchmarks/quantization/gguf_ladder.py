@@ -101,7 +101,7 @@ class Judge:
     def of(cls, model: nn.Module, windows: list[Tensor]) -> Judge:
         """Run the float model once; its logits are kept in fp16, on its device."""
         logits = {id(window): model(window).logits[0].half() for window in windows}
-        perplexity = measure_fidelity(lambda w: model(w).logits[0], None, windows).perplexity
+        perplexity = measure_fidelity(lambda w: logits[id(w)], None, windows).perplexity
         return cls(windows, logits, perplexity)
 
     def fidelity(self, model: nn.Module) -> Fidelity:
