@@ -274,6 +274,7 @@ class PlayerNode(ManagedNode):
         return not self._stopping.wait(_SETTLE_S)
 
     def _fewest_subscribers(self) -> int:
+        """Of an image topic; without one there is nobody to wait for."""
         assert self._source is not None
         image_topics = [
             topic
@@ -281,7 +282,7 @@ class PlayerNode(ManagedNode):
             if self._source.topics[topic] in messages.IMAGE_TYPES
         ]
         counts = [self._publishers_by_topic[t].get_subscription_count() for t in image_topics]
-        return min(counts, default=0)
+        return min(counts, default=sys.maxsize)
 
     def _finish(self) -> None:
         assert self._playback is not None

@@ -188,6 +188,15 @@ def test_topics_are_chosen_by_patterns(
     assert not truths
 
 
+def test_nobody_is_waited_for_where_no_images_are_played(
+    bag: Path, start_player: Callable[..., Any], tmp_path: Path
+) -> None:
+    ledger = tmp_path / "player.jsonl"
+    player = start_player(bag, topics="['/ground_truth']", wait_timeout_s=3600.0, ledger=ledger)
+    assert player.wait(timeout=100) == 0
+    assert len(read_ledger(ledger)) == FRAMES
+
+
 def test_topics_that_the_source_lacks_are_told(bag: Path, start_player: Callable[..., Any]) -> None:
     player = start_player(bag, topics="['/imaeg/*']")
     _, told = player.communicate(timeout=60)
