@@ -97,7 +97,7 @@ def test_answers_are_those_of_transformers_over_the_same_weights(model, frames):
     reference = load_model(folder, dtype=torch.float32)
     processor = transformers.AutoProcessor.from_pretrained(folder)
     prompts = ("Describe the picture.", "Is the way free?", "How many cups are there?")
-    for pixels, _ in frames[:2]:
+    for pixels, _ in frames[:1]:
         features = model.encode_image(pixels, 320)
         for prompt in prompts:
             content = [{"type": "image", "image": Image.fromarray(pixels)},
