@@ -42,12 +42,14 @@ from edge_perception.vlm.weights import FloatWeight, LinearWeight, StackedWeight
 _CHANNELS = 16  # of a weight, that a warp of linear.cu multiplies at a time
 _WARPS = 8  # of a block
 _SPLITS = (8, 4, 2)  # warps that share K
-_BLOCKS = 2  # a multiprocessor, all at once
-_LEAST_OUTPUTS = 4  # a block
+_BLOCKS = 2  # a multiprocessor, of packed weights: all at once
+_FEW_STEPS = 1.5  # a multiprocessor; below, blocks take a step each
+_LONG_BLOCK = 128 * 1024  # bytes of floats, after which a block's beginning and end weigh little
+_LEAST_BLOCKS = 1.4  # a multiprocessor, of floats
 _LINEAR_THREADS = 32 * _WARPS
 _PADDING = 8  # halves after a row in shared memory
 _STAGED_BYTES = 40 * 1024  # of rows in shared memory as they are; beyond, they are read as they lie
-_FETCHED_BYTES = 8 * 1024 * 1024  # of the next weight, while a product ends or attention runs
+_FETCHED_BYTES = 4 * 1024 * 1024  # of the next weight, while a product ends or attention runs
 _NORM_BYTES = 32 * 1024  # of normed rows in shared memory; beyond, they are normed by a launch
 _CHUNK = 128  # slots, a block of attention.cu
 _ATTEND_THREADS = 256
@@ -223,7 +225,8 @@ class KernelOperators:
         outputs = weight.out_features // (2 if what == "gate_up" else 1)
         y = torch.empty(len(inputs), outputs, dtype=inputs.dtype, device=self._device)
         staged = 2 * len(inputs) * (inputs.shape[1] + _PADDING)
-        is_staged = norm is None and staged <= _STAGED_BYTES
+        is_float = isinstance(weight, FloatWeight)
+        is_staged = norm is None and not is_float and staged <= _STAGED_BYTES
         described = Inputs(
             address(inputs), address(norm), address(residual), address(y), address(row_scales),
             eps, len(inputs), is_staged,
@@ -298,7 +301,7 @@ class KernelOperators:
 def _processors(device: torch.device) -> int:
     """The GPU's multiprocessors; few where kernels are run otherwise."""
     if device.type != "cuda":
-        return 4
+        return 2
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
@@ -320,9 +323,12 @@ def _divide(
 
     By sizes of matrix and chip alone: rows then have the same bits whatever comes along.
     """
-    blocks = min(_BLOCKS * processors, -(-outputs // _LEAST_OUTPUTS))
-    bits = _bits(weight)
+    if isinstance(weight, FloatWeight):
+        return _divide_floats(weight, outputs, processors)
     step = _CHANNELS // (2 if is_gate_up else 1)
+    steps = -(-outputs // step)
+    blocks = steps if steps < _FEW_STEPS * processors else _BLOCKS * processors
+    bits = weight.bits if isinstance(weight, PackedWeight) else 8
 
     def turns(split: int) -> int:
         """Tiles that a warp multiplies one after the other."""
@@ -332,6 +338,15 @@ def _divide(
     return min(_SPLITS, key=turns), blocks
 
 
+def _divide_floats(weight: FloatWeight, outputs: int, processors: int) -> tuple[int, int]:
+    """Fewer warps share K where blocks are many and short."""
+    split, blocks = _WARPS, -(-outputs // _CHANNELS)
+    block_bytes = weight.nbytes / blocks
+    while split > 2 and block_bytes < _LONG_BLOCK and blocks // 2 >= _LEAST_BLOCKS * processors:
+        split, blocks, block_bytes = split // 2, blocks // 2, block_bytes * 2
+    return split, -(-outputs // (_CHANNELS * _WARPS // split))
+
+
 def _kind(weight: FloatWeight | PackedWeight | Int8Weight) -> str:
     if isinstance(weight, FloatWeight):
         return "f16"
@@ -339,12 +354,6 @@ def _kind(weight: FloatWeight | PackedWeight | Int8Weight) -> str:
         return "i8"
     tile = 512 // weight.bits  # k of a tile of linear.cu, which must lie in one group
     return f"w{weight.bits}" + ("" if weight.group_size % tile == 0 else "_small")
-
-
-def _bits(weight: FloatWeight | PackedWeight | Int8Weight) -> int:
-    if isinstance(weight, PackedWeight):
-        return weight.bits
-    return 16 if isinstance(weight, FloatWeight) else 8
 
 
 def _attend_kernel(layout: HeadLayout, cache: FloatKvLayer | Int8KvLayer) -> str:

@@ -96,6 +96,7 @@ static Bytes16 load_once(const void* at) {
   assert((uintptr_t)at % 16 == 0);
   Bytes16 bytes; memcpy(&bytes, at, 16); return bytes;
 }
+static Bytes16 load_once_with_line(const void* at) { return load_once(at); }
 static void start_next_kernel() {}
 static void wait_for_last_kernel() {}
 static void __threadfence() {}
@@ -255,6 +256,6 @@ def _compile(source_name: str, folder: Path) -> ctypes.CDLL:
 
 def _expanded_names(source: str) -> list[str]:
     """Kernels that a macro of the source makes: ``LINEAR(4, true, w4)`` and the like."""
-    prefixes = re.findall(r"void __launch_bounds__\([^)]*\) (\w+)_##name", source)
+    prefixes = sorted(set(re.findall(r"void __launch_bounds__\([^)]*\) (\w+)_##name", source)))
     made = re.findall(r"^[A-Z]+\([^()]*, (\w+)\)", source, re.MULTILINE)
     return [f"{prefix}_{name}" for prefix in prefixes for name in made]

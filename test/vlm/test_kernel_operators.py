@@ -126,6 +126,34 @@ def test_fetching_the_next_weight_changes_nothing(kernels, kind: str) -> None:
         assert same_bits(one, other)
 
 
+DIVISIONS = [
+    ("w4", 6144, 4096, False, (8, 264), "two blocks a multiprocessor, all at once"),
+    ("w4", 14336, 4096, True, (8, 264), "gate and up: eight outputs a step"),
+    ("w4", 5120, 13824, False, (4, 264), "fewer warps share K where that is fewer turns"),
+    ("w4", 1536, 1536, False, (8, 96), "few channels: a block a step"),
+    ("f16", 4096, 4096, False, (8, 256), "floats: blocks of 16 channels in waves"),
+    ("f16", 128256, 4096, False, (8, 8016), "floats: blocks long enough"),
+    ("f16", 12288, 1024, False, (2, 192), "floats: blocks that would be short"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "outputs", "columns", "gated", "wanted", "reason"),
+    DIVISIONS,
+    ids=[r[5] for r in DIVISIONS],
+)
+def test_product_is_divided_by_sizes_of_matrix_and_chip(
+    kind: str, outputs: int, columns: int, gated: bool, wanted: tuple[int, int], reason: str
+) -> None:
+    channels = outputs * (2 if gated else 1)
+    weight = FloatWeight(torch.empty(channels, columns, dtype=torch.float16, device="meta"))
+    if kind == "w4":
+        groups = torch.empty(channels, columns // 128, device="meta")
+        codes = torch.empty(channels, columns // 8, dtype=torch.int32, device="meta")
+        weight = PackedWeight(codes, groups.half(), groups.to(torch.uint8), 4, 128)
+    assert kernel_operators._divide(weight, outputs, gated, 132) == wanted
+
+
 MANY = [
     ("w4", 128, 512, 128, 24, "tiles split among blocks, rows fewer than a tile"),
     ("w4", 144, 160, 32, 130, "a second tile of channels, of rows and of columns, hardly begun"),

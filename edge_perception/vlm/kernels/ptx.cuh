@@ -58,6 +58,15 @@ __device__ __forceinline__ Bytes16 load_once(const void* at) {
   return b;
 }
 
+// The same, where a neighbour soon asks for the rest of the 128 bytes around it: the second-level
+// cache brings them at once.
+__device__ __forceinline__ Bytes16 load_once_with_line(const void* at) {
+  Bytes16 b;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(b.word[0]), "=r"(b.word[1]), "=r"(b.word[2]), "=r"(b.word[3]) : "l"(at));
+  return b;
+}
+
 // 16 bytes from global to shared memory behind the thread's back, or zeros. Copies between two
 // ``end_copies`` are a group; ``wait_for_copies<n>`` waits for all but the n youngest groups.
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool wanted) {

@@ -83,7 +83,8 @@ __device__ __forceinline__ void load_codes(Tile& tile, const Matrix& w, const Ch
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const unsigned codes = from.codes[half] + column / kLaneColumns<kBits>;
-    tile.codes[half] = load_once(w.codes + 16ull * codes);
+    const uint8* at = w.codes + 16ull * codes;
+    tile.codes[half] = kBits == 16 ? load_once(at) : load_once_with_line(at);
   }
 }
 
