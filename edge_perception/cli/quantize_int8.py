@@ -121,10 +121,14 @@ def _start(progress: Progress, stage: str, total: int) -> Callable[[], None]:
 
 def _tell(console: Console, report: Mapping[str, Any]) -> None:
     chosen, loss = report["calibration_set"], report["loss"]
+    variants = report["calibration_variants"]
     console.print(
-        f"calibrated with {chosen['frames']} of {chosen['of']} frames,"
+        f"calibrated with {chosen['frames']} of {chosen['of']} frames"
+        f"{f' and {variants} variants of them' if variants else ''},"
         f" set {chosen['sha256'][:12]}, {report['recipe']['calibrator']}"
     )
+    if report["equalised_inputs"]:
+        console.print(f"inputs of convolutions equalised: {report['equalised_inputs']}")
     console.print(
         f"INT8: {report['int8_mac_share']:.1%} of {report['macs'] / 1e9:.2f} GMAC; float:"
     )

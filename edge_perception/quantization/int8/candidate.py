@@ -109,9 +109,15 @@ def matching_layers(layers: Sequence[Layer], patterns: Sequence[str]) -> list[st
 
 
 def _origin(graph: FloatGraph, tensor: str) -> str:
-    """The tensor whose values ``tensor`` has, moved or joined."""
+    """The tensor whose values ``tensor`` has: moved, joined, or scaled and shifted by constants."""
     producer = graph.producers.get(tensor)
-    while producer is not None and producer.op_type in (*MOVING_OPS, "Concat", "Sub", "Cast"):
+    while producer is not None and _passes_on(graph, producer):
         tensor = producer.input[0]
         producer = graph.producers.get(tensor)
     return tensor
+
+
+def _passes_on(graph: FloatGraph, node: onnx.NodeProto) -> bool:
+    if node.op_type in ("Mul", "Sub"):  # normalisation; a SiLU's product has no constant
+        return all(name in graph.constants for name in node.input[1:])
+    return node.op_type in (*MOVING_OPS, "Concat", "Cast")

@@ -204,6 +204,20 @@ def test_inputs_are_equalised_where_it_is_needed(
     assert found_by(outcome.manifest, frames), "the written model runs"
 
 
+def test_edges_of_an_equalised_model_are_the_same(conv_detector: Path, frames: Frames) -> None:
+    left_float = [
+        {
+            entry["layer"]
+            for entry in quantize_detector(
+                conv_detector, frames, Recipe(frames=4, judging=2, least_share=0, equalise=equalise)
+            ).report["float_layers"]
+            if entry["why"] == "edge"
+        }
+        for equalise in ("never", "always")
+    ]
+    assert left_float[0] == left_float[1] != set()
+
+
 def test_equalised_model_that_is_no_better_is_not_taken(
     judged_by, conv_detector: Path, frames: Frames
 ) -> None:
