@@ -34,9 +34,16 @@ def calibration_windows(work: Path) -> list[list[int]]:
 
 
 def autoawq(work: Path, out: Path, bits: int) -> str:
-    """AutoAWQ's search and clipping as they come."""
+    """AutoAWQ's search and clipping as they come.
+
+    Its search keeps the weights by ``tensor.cpu()`` while it scales them in place. On a CPU that is
+    no copy: every candidate's scales stay in the weights, and the checkpoint is ruined (0.2.9,
+    quantizer.py, ``org_sd``). So there ``cpu`` is made to copy.
+    """
     from awq import AutoAWQForCausalLM
 
+    if not torch.cuda.is_available():
+        torch.Tensor.cpu = torch.Tensor.clone  # type: ignore[method-assign]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float16 if device == "cuda" else torch.float32  # half is slow on a CPU
     model = AutoAWQForCausalLM.from_pretrained(
