@@ -351,7 +351,7 @@ __device__ __forceinline__ void attend(const Heads& heads, const Rotation& turn,
       values[s][b] = load_piece<kInt8>(cache.values, heads, place,
                                        slot0 + 2 * t + s % 2 + s / 2 * 8, kBlock * b + 8 * eighth);
 
-  // The length and the slots before it are of earlier steps, and so is the position of a single row.
+  // Length and slots before it are of earlier steps, and so is the position of a single row.
   if (heads.rows > 1) wait_for_last_kernel();
   if (threadIdx.x < channels / 2)
     fresh.angles[threadIdx.x] = angle_at(heads, turn, row, threadIdx.x);

@@ -26,12 +26,13 @@
 // smaller groups are subtracted and scaled weight by weight, in fp16 (one rounding, as
 // dequantising to fp16 has).
 //
-// Left out: split-K across blocks, which needs a second pass or atomics (not of one order). The price:
-// where a block has few channels, tiles of 16 are partly empty, which costs instructions, not bytes.
+// Left out: split-K across blocks, which needs a second pass or atomics (not of one order). The
+// price: where a team has few channels, tiles of 16 are partly empty: that costs instructions, not
+// bytes.
 
 constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kChannels = 16;  // of y, a block
+constexpr int kChannels = 16;  // of W, a warp at a time
 constexpr int kRows = 8;       // of x, at most
 constexpr int kBlocks = 2;     // of a multiprocessor, at least
 constexpr int kAhead = 4;      // tiles a warp has on their way: a round
@@ -184,7 +185,8 @@ __device__ __forceinline__ Groups load_groups(const Matrix& w, const Channels& f
 struct Output { int team, channel, row, index; long long at; };
 
 template <int kTeams, int kStep>
-__device__ __forceinline__ bool find_output(int item, int step, int outputs, int rows, Output& out) {
+__device__ __forceinline__ bool find_output(int item, int step, int outputs, int rows,
+                                            Output& out) {
   out.team = item / kStep % kTeams, out.channel = item % kStep, out.row = item / (kTeams * kStep);
   const Range range = outputs_of<kTeams>(out.team, outputs);
   out.index = range.first + step * kStep + out.channel;
@@ -286,7 +288,8 @@ __device__ __forceinline__ void multiply(const Matrix& w, const Inputs& in, cons
     if (ends) residual = residual_of<kTeams, kStep>(in, threadIdx.x, step, outputs);
     unsigned packed[2];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) packed[half] = groups.scale[half] | groups.zero[half] << 16;
+    for (int half = 0; half < 2; ++half)
+      packed[half] = groups.scale[half] | groups.zero[half] << 16;
     if (kWholeTiles)
       groups = load_groups<kBits, kSigned>(w, from, later + begin + lane % 4 * kTurn, per_group);
 #pragma unroll

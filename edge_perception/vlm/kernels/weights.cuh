@@ -37,7 +37,8 @@ __device__ __forceinline__ void fetch_upcoming(const Upcoming& next, int block, 
   const long long wanted = next.wanted / (kPieces * blocks) / 16 * 16;
   const unsigned bytes = (unsigned)(wanted < apart ? wanted : apart);
   if (!bytes) return;
-  for (int i = kPieces * block; i < kPieces * (block + 1); ++i) fetch(next.codes + i * apart, bytes);
+  for (int i = kPieces * block; i < kPieces * (block + 1); ++i)
+    fetch(next.codes + i * apart, bytes);
 }
 
 // Pair i of a lane's codes as a half2: 1024 + code, of 4 bits 64 + code where i is odd.
