@@ -355,7 +355,7 @@ class FrameRing:
             too_few = self._current.ledger.usable_slots < _MIN_USABLE_SLOTS
             may_remake = len(self._retired) < _MAX_RETIRED_EPOCHS
         if (too_small or too_few) and may_remake:
-            self._remake(max(size_bytes, self._current.memory.slot_bytes), larger=too_small)
+            self._remake_or_stay(size_bytes, larger=too_small)
             too_small = False
         with self._lock:
             epoch = self._current
@@ -363,6 +363,18 @@ class FrameRing:
             if slot is None:
                 self._counts.dropped_all_slots_leased += 1
             return epoch, slot
+
+    def _remake_or_stay(self, size_bytes: int, *, larger: bool) -> None:
+        """Begin an epoch whose slots hold a frame; without memory, stay with few slots.
+
+        Raises ``FrameError`` where memory is lacking and the old slots are too small.
+        """
+        try:
+            self._remake(max(size_bytes, self._current.memory.slot_bytes), larger=larger)
+        except FrameError as error:
+            if larger:
+                raise
+            _LOG.warning("The frame ring stays with few free slots: %s", error)
 
     def _remake(self, slot_bytes: int, *, larger: bool) -> None:
         """Begin a new epoch. The old memory stays until its last lease ends."""

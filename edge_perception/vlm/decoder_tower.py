@@ -63,9 +63,13 @@ class DecoderTower:
 
         device = get_device(torch.device(choice.device).index or 0)
         stream = Stream(device)
-        decoder = capture_decoder(
-            weights, stream.handle, capacity=capacity, segments=segments, most_rows=1
-        )
+        try:
+            decoder = capture_decoder(
+                weights, stream.handle, capacity=capacity, segments=segments, most_rows=1
+            )
+        except BaseException:
+            stream.close()
+            raise
 
         def close() -> None:
             decoder.close()

@@ -172,6 +172,31 @@ def test_overdue_leases_are_quarantined_and_the_ring_is_remade(make_ring: MakeRi
     assert ring.overdue == []
 
 
+def test_ring_stays_with_its_few_slots_where_memory_for_more_is_lacking(
+    make_ring: MakeRing, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise FrameError("No memory for a ring")
+
+    ring = make_ring(lease_overdue_s=0.02)
+    write(ring, 1)
+    held = [acquire(ring, after=0)]
+    write(ring, 2)
+    held.append(acquire(ring, after=1))
+    write(ring, 3)
+    held.append(acquire(ring, after=2))
+    time.sleep(0.03)
+    monkeypatch.setattr(ring, "_allocate", exhausted)
+    assert write(ring, 4) == 4
+    assert (ring.counters.remade, ring.counters.epoch) == (0, 1)
+    assert "stays with few free slots" in caplog.text
+    with pytest.raises(FrameError, match="No memory for a ring"):
+        write(ring, 5, LARGE)
+    assert (read_bytes(held[0]) == pixels(1)).all()
+    for lease in held:
+        lease.release()
+
+
 def test_access_after_release_is_refused(make_ring: MakeRing) -> None:
     ring = make_ring()
     write(ring, 1)
