@@ -79,13 +79,13 @@ def wait_until(condition: Any, timeout_s: float = 30.0) -> bool:
 def started_demo(
     bag: Path, manifest: Path, tmp_path: Path
 ) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """A demo whose two node processes run."""
+    """A demo whose three node processes run: graph, player and who asks the VLM."""
     pytest.importorskip("rclpy")
     out = tmp_path / "out"
     demo = subprocess.Popen(demo_command(bag, manifest, out), stdout=subprocess.DEVNULL)
     try:
         assert wait_until(lambda: (out / "player.jsonl").exists())
-        assert len(processes_of(out)) == 3
+        assert wait_until(lambda: len(processes_of(out)) == 4)
         yield demo, out
     finally:
         demo.kill()
