@@ -10,7 +10,6 @@ from PIL import Image
 
 from edge_perception.core.sampling import GREEDY
 from edge_perception.embedded import carried_file, demo_vlm_manifest
-from edge_perception.errors import ConfigError
 from edge_perception.replay import messages
 from edge_perception.replay.bags import BagSource
 from edge_perception.replay.questions import bag_questions
@@ -19,10 +18,7 @@ from edge_perception.vlm.onnx_model import open_onnx_model
 
 FRAMES = 6
 
-try:
-    MANIFEST = demo_vlm_manifest()
-except ConfigError:
-    pytest.skip("the embedded model is not trained yet (docs/demo_vlm.md)", allow_module_level=True)
+MANIFEST = demo_vlm_manifest()
 
 
 @pytest.fixture(scope="module")
