@@ -173,7 +173,8 @@ class Answerer:
         if plan.max_tokens < 1:
             return self.tell(asked, picture, "deadline")
         look = self._look(pixels, plan.side_px, asked.request.region)
-        if reason := should_stop() or self._too_late_to_begin(asked, look.side_px):
+        first_ms = self.pace.first_token_ms(look.side_px, encoded=True)
+        if reason := should_stop() or self._late(asked, first_ms):  # encoding may have taken long
             return self.tell(asked, picture, reason, image_side_px=look.side_px)
         question = Question(asked.request.prompt, self.settings.system_prompt)
         source = self.model.begin(look.features, question, self.settings.sampling)
@@ -184,7 +185,7 @@ class Answerer:
             Limits(plan.max_tokens),
             constraint=constraint,
             on_text=None if on_text is None else _gathered(on_text),
-            should_stop=lambda: should_stop() or self._late(asked),
+            should_stop=lambda: should_stop() or self._late(asked, self.pace.token_ms),
             between=self.between,
         )
         if completion.tokens:
@@ -249,17 +250,10 @@ class Answerer:
             return constrain_to_schema(self.model.vocabulary, request.schema)
         return None
 
-    def _too_late_to_begin(self, asked: Asked, side_px: int) -> str:
-        """Tell whether encoding took so long that the first token would come too late."""
+    def _late(self, asked: Asked, needed_ms: float) -> str:
+        """Tell whether what takes so long would come too late."""
         left_ms = asked.left_ms(time.monotonic_ns())
-        first_ms = self.pace.first_token_ms(side_px, encoded=True)
-        return "deadline" if left_ms is not None and left_ms < first_ms + TELLING_MS else ""
-
-    def _late(self, asked: Asked) -> str:
-        """Tell whether one token more would come too late."""
-        left_ms = asked.left_ms(time.monotonic_ns())
-        late = left_ms is not None and left_ms < self.pace.token_ms + TELLING_MS
-        return "deadline" if late else ""
+        return "deadline" if left_ms is not None and left_ms < needed_ms + TELLING_MS else ""
 
     def _lower_resolution(self, side_px: int) -> None:
         """Do without ``side_px`` from now on; raises ``DeviceMemoryError`` if it was the last."""
