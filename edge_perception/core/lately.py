@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 
 WINDOW_S = 30.0
+SILENT_S = 5.0
+"""After so long without it, what comes many times a second is told to be missing."""
 
 
 class Lately:

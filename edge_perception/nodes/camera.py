@@ -20,6 +20,7 @@ from std_msgs.msg import Header
 from edge_perception.core.frame import FrameInfo
 from edge_perception.core.gaps import GapEstimator
 from edge_perception.core.image import ImageFormat, UInt8Array, check_size
+from edge_perception.core.lately import SILENT_S
 from edge_perception.errors import ConfigError, EdgePerceptionError, ImageError
 from edge_perception.gpu.decode_image import (
     JpegChoice,
@@ -42,7 +43,6 @@ from edge_perception.nodes.runner import run
 
 _FUTURE_NS = 1_000_000_000
 _SECOND_NS = 1_000_000_000
-_SILENT_S = 5.0
 _MAX_FRAME_ID_CHARACTERS = 1024
 
 # What rclpy tells of a message: times, and from Iron on the publisher's own number.
@@ -161,7 +161,7 @@ class CameraNode(ManagedNode):
         silent_s = time.monotonic() - self._last_receive_s
         if self._counts["received"] == 0:
             return DiagnosticStatus.WARN, "no image yet"
-        if silent_s > _SILENT_S:
+        if silent_s > SILENT_S:
             return DiagnosticStatus.WARN, f"no image for {silent_s:.0f} s"
         if lost:
             return (

@@ -16,6 +16,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from vision_msgs.msg import Detection2DArray
 
 from edge_perception.core.contention import ContentionSplit, SplitFrame
+from edge_perception.core.lately import SILENT_S
 from edge_perception.core.latency import LatencyWindow
 from edge_perception.core.ledger import Key, LedgerJoiner, LedgerRow
 from edge_perception.errors import ConfigError
@@ -52,9 +53,6 @@ PARAMETERS = (
         fixed=True,
     ),
 )
-
-
-_SILENT_S = 5.0
 
 
 class ProfilerNode(ManagedNode):
@@ -161,7 +159,7 @@ class ProfilerNode(ManagedNode):
         silent_s = time.monotonic() - self._last_arrival_s
         if not self._counts["frames"]:
             return DiagnosticStatus.WARN, "no detections yet"
-        if silent_s > _SILENT_S:
+        if silent_s > SILENT_S:
             return DiagnosticStatus.WARN, f"no detections for {silent_s:.0f} s"
         if missed:
             return DiagnosticStatus.WARN, f"{self._counts['deadline_misses']} deadline misses"
