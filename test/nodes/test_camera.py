@@ -232,13 +232,21 @@ class LeftWaiting:
         return self.messages.pop() if self.messages else None
 
 
+def asking_stream(
+    camera: CameraNode, waiting: LeftWaiting, monkeypatch: pytest.MonkeyPatch
+) -> LocalFrameStream:
+    """A reader that asks for each frame, of a camera whose messages are left ``waiting``."""
+    monkeypatch.setattr(camera, "_subscription", waiting)
+    stream = LocalFrameStream(camera)
+    stream.start(camera, lambda: None, eager=False)
+    return stream
+
+
 def test_what_comes_while_no_reader_asks_is_superseded_and_not_lost(
     camera: CameraNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting = LeftWaiting(camera)
-    monkeypatch.setattr(camera, "_subscription", waiting)
-    stream = LocalFrameStream(camera)
-    stream.start(camera, lambda: None, eager=False)
+    stream = asking_stream(camera, waiting, monkeypatch)
     camera._on_image(image(1), {"publication_sequence_number": 10})
     waiting.messages = [(image(2), {"publication_sequence_number": 14})]
     stream.want_next()  # takes the one that waits: three before it were replaced
@@ -253,9 +261,7 @@ def test_a_reader_that_asks_takes_the_waiting_message_itself(
     camera: CameraNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subscription, waiting = camera._subscription, LeftWaiting(camera)
-    monkeypatch.setattr(camera, "_subscription", waiting)
-    stream = LocalFrameStream(camera)
-    stream.start(camera, lambda: None, eager=False)
+    stream = asking_stream(camera, waiting, monkeypatch)
     camera._on_image(image(1), {})
     waiting.messages = [(image(2), {})]
     stream.want_next()
@@ -271,9 +277,7 @@ def test_error_that_nobody_foresaw_fails_the_camera_and_not_the_reader_that_aske
     camera: CameraNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subscription, waiting = camera._subscription, LeftWaiting(camera)
-    monkeypatch.setattr(camera, "_subscription", waiting)
-    stream = LocalFrameStream(camera)
-    stream.start(camera, lambda: None, eager=False)
+    stream = asking_stream(camera, waiting, monkeypatch)
     camera._on_image(image(1), {})
     monkeypatch.setattr(camera, "_write_raw", lambda *_: 1 / 0)
     waiting.messages = [(image(2), {})]
