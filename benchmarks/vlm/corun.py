@@ -12,7 +12,7 @@ A detector in a process of its own can hear no turns: TensorRT's INT8 engine (``
 ``corun_tensorrt``), and torch's for comparison.
 
 The file is written after each row, and rows that it holds already are not measured again: a run
-that was cut off goes on. What does not fit into ``--seconds`` is left out of it, by name.
+that was cut off goes on, and a row tells its own date and commit where they differ. What does not fit into ``--seconds`` is left out of it, by name.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from benchmarks.vlm.corun_rows import (
     all_settings,
 )
 from edge_perception.core.latency import LatencySummary
+from edge_perception.core.machine import utc_now
 from edge_perception.vlm.turns import DetectorTurns, Yield, go_on
 
 SWITCH_INTERVAL_S = 0.001  # as nodes/runner.py sets it
@@ -76,8 +77,10 @@ class Bench:
         self,
         detectors: Mapping[str, AnyDetector],
         open_answering: Callable[[LanguageSetting], AnyAnswering],
+        commit: str = "",
     ) -> None:
         self.detectors = detectors
+        self.commit = commit
         self._open_answering = open_answering
         self._opened: dict[LanguageSetting, AnyAnswering] = {}
 
@@ -88,7 +91,8 @@ class Bench:
         detector.on_ready, detector.on_done = turns.begin, turns.end
         with self._beside(setting, turns) as tell, _no_collection():
             run = detector.run(setting.rate_hz, setting.frames)
-        return {**asdict(setting), "latency": _latencies(run), "vlm": tell()}
+        row = {**asdict(setting), "latency": _latencies(run), "vlm": tell()}
+        return {**row, "date": utc_now(), "commit": self.commit}
 
     def alone(self, language: LanguageSetting, seconds: float) -> dict[str, Any]:
         """The language model's speed with nothing beside it."""
@@ -292,7 +296,8 @@ def main() -> None:
         left_s = until_s - time.monotonic()
         print(f"ready after {arguments.seconds - left_s:.1f} s", flush=True)
         result = begin_result(arguments.out, arguments.commit)
-        measure_all(Bench(detectors, open_answering), result, settings, until_s, arguments.out)
+        bench = Bench(detectors, open_answering, arguments.commit)
+        measure_all(bench, result, settings, until_s, arguments.out)
         print(json.dumps(summarise(result)))
 
 

@@ -69,7 +69,7 @@ def bench(opened: list[LanguageSetting]) -> corun.Bench:
         opened.append(language)
         return model
 
-    return corun.Bench({corun.TORCH: FakeDetector(model)}, open_answering)
+    return corun.Bench({corun.TORCH: FakeDetector(model)}, open_answering, "0123abc")
 
 
 def measure(bench: corun.Bench, out: Path, seconds: float = 1e6) -> dict[str, object]:
@@ -93,6 +93,7 @@ def test_file_tells_what_the_goals_speak_of(bench: corun.Bench, tmp_path: Path) 
     assert told["ttft_ms"] == 30.0
     assert told["by_model"].keys() == {"nvila-8b", "nvila-2b"}
     assert told["commit"] == "0123abc"
+    assert {row["commit"] for row in told["settings"]} == {"0123abc"}
     # Rows that want a process, where none was given, are named as missing.
     left_out = {"no yielding, two processes", "TensorRT alone", "TensorRT, two processes"}
     assert left_out < set(told["left_out"])
