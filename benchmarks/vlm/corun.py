@@ -12,7 +12,8 @@ A detector in a process of its own can hear no turns: TensorRT's INT8 engine (``
 ``corun_tensorrt``), and torch's for comparison.
 
 The file is written after each row, and rows that it holds already are not measured again: a run
-that was cut off goes on, and a row tells its own date and commit where they differ. What does not fit into ``--seconds`` is left out of it, by name.
+that was cut off goes on, and each row tells its own date and commit. What does not fit into
+``--seconds`` is left out, by name.
 """
 
 from __future__ import annotations
