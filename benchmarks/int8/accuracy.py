@@ -1,16 +1,16 @@
 r"""What INT8 costs the detectors in accuracy, and what it gains or loses in time on this CPU.
 
     python -m benchmarks.int8.accuracy --calibration TRAIN_IMAGES --exam COCO_FOLDER \
-        --coco COCO_MINI --yolox YOLOX_NANO_ONNX [--frames N] [--only SECTION ...] \
-        [--modelopt PYTHON] --out docs/benchmarks/int8_accuracy.json
+        --coco COCO_MINI --yolox YOLOX_NANO_ONNX [--vit MANIFEST] [--frames N] \
+        [--only SECTION ...] [--modelopt PYTHON] --out docs/benchmarks/int8_accuracy.json
 
 Sections: ``demo_yolo`` (the package's detector: calibrated on training frames, judged on the
-held-out exam), ``yolox_nano_coco_mini`` (Megvii's YOLOX-Nano: calibrated on one half of coco-mini,
-judged on the other, both ways), ``calibrators`` (ours, onnxruntime's and modelopt's quantisers on
-the same models and frames; after ``yolox_nano_coco_mini``, whose float layers it
-takes) and ``speed``. Each run replaces the sections it measured and keeps the
-others; each section tells its machine, date and commit. ``--frames`` judges on that many frames of
-the exam, evenly spaced.
+held-out exam), ``vit_detector`` (the same of the detector that --vit names),
+``yolox_nano_coco_mini`` (Megvii's YOLOX-Nano: calibrated on one half of coco-mini, judged on the
+other, both ways), ``calibrators`` (ours, onnxruntime's and modelopt's quantisers on the same models
+and frames; after ``yolox_nano_coco_mini``, whose float layers it takes) and ``speed``. Each run
+replaces the sections it measured and keeps the others; each section tells its machine, date and
+commit. ``--frames`` judges on that many frames of the exam, evenly spaced.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from edge_perception.trust.figures import agreement_figures
 from edge_perception.trust.frames import Frame, Frames
 from edge_perception.trust.matching import compare_frame
 
-SECTIONS = ("demo_yolo", "yolox_nano_coco_mini", "calibrators", "speed")
+SECTIONS = ("demo_yolo", "vit_detector", "yolox_nano_coco_mini", "calibrators", "speed")
 SCORE = 0.3
 _TABLE_FRAMES = 200  # of the exam, for each row of the table
 # For every row of the table: onnxruntime's histogram calibrators keep all activations of them.
@@ -93,9 +93,18 @@ class Bench:
 
 def measure_demo(bench: Bench) -> dict[str, Any]:
     """The demo detector on the exam."""
-    out = bench.folder / "demo.int8.onnx"
-    outcome = quantize_detector(bench.demo, bench.calibration_frames(), Recipe(), out)
-    manifest, model = load_manifest(bench.demo)
+    return _judge_on_exam(bench, bench.demo)
+
+
+def measure_vit(bench: Bench) -> dict[str, Any]:
+    """The plain-ViT detector on the exam."""
+    return _judge_on_exam(bench, bench.options.vit)
+
+
+def _judge_on_exam(bench: Bench, path: Path) -> dict[str, Any]:
+    manifest, model = load_manifest(path)
+    out = bench.folder / f"{manifest.name}.int8.onnx"
+    outcome = quantize_detector(path, bench.calibration_frames(), Recipe(), out)
     entries = bench.exam.entries
     found = [coco.detect(manifest, path, bench.exam, entries) for path in (model, out)]
     return {
@@ -474,6 +483,7 @@ def _spread(frames: Frames, count: int) -> tuple[Frame, ...]:
 
 _MEASURES: Mapping[str, Callable[[Bench], Any]] = {
     "demo_yolo": measure_demo,
+    "vit_detector": measure_vit,
     "yolox_nano_coco_mini": measure_yolox,
     "calibrators": measure_calibrators,
     "speed": measure_speed,
@@ -487,16 +497,20 @@ def main() -> None:
     parser.add_argument("--exam", type=Path, required=True, help="held-out COCO folder")
     parser.add_argument("--coco", type=Path, required=True, help="coco-mini")
     parser.add_argument("--yolox", type=Path, required=True, help="yolox_nano.onnx")
+    parser.add_argument("--vit", type=Path, help="manifest of the ViT detector, float")
     parser.add_argument("--frames", type=int, help="of the exam; default: all")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--only", nargs="+", choices=SECTIONS)
     parser.add_argument("--quantisers", nargs="+", help="rows of the table; default: all")
     parser.add_argument("--modelopt", type=Path, help="a Python that has nvidia-modelopt")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    only = options.only or [name for name in SECTIONS if options.vit or name != "vit_detector"]
+    if "vit_detector" in only and options.vit is None:
+        parser.error("vit_detector wants --vit: what training/vit_detector/run_gpu.sh made")
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder))
         report = bench.known
-        for section in options.only:
+        for section in only:
             start = time.monotonic()
             report[section] = _MEASURES[section](bench)
             report.setdefault("measured", {})[section] = {
