@@ -35,7 +35,8 @@ from edge_perception.replay.report import read_recording
 from edge_perception.replay.sources import open_source
 from edge_perception.vlm.answerer import Answerer, AnswerSettings
 from edge_perception.vlm.inbox import Asked
-from edge_perception.vlm.models import ModelChoice, open_model
+from edge_perception.vlm.model_choice import ModelChoice
+from edge_perception.vlm.models import open_model
 from edge_perception.vlm.vision_cache import Picture, VisionCache
 
 PROMPTS = 500

@@ -24,7 +24,8 @@ from edge_perception.core.machine import describe_code, describe_machine, descri
 from edge_perception.embedded import carried_file, demo_vlm_manifest
 from edge_perception.vlm.answerer import Answerer, AnswerSettings
 from edge_perception.vlm.inbox import Asked
-from edge_perception.vlm.models import ModelChoice, open_model
+from edge_perception.vlm.model_choice import ModelChoice
+from edge_perception.vlm.models import open_model
 from edge_perception.vlm.vision_cache import VisionCache
 from training.vlm.exam import read_questions
 from training.vlm.model import ModelSize

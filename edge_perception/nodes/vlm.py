@@ -30,7 +30,8 @@ from edge_perception.nodes.vlm_topics import VlmTopics
 from edge_perception.vlm.answerer import Answerer
 from edge_perception.vlm.answering import VisionLanguageModel
 from edge_perception.vlm.inbox import Asked, Inbox
-from edge_perception.vlm.models import ModelChoice, open_model
+from edge_perception.vlm.model_choice import ModelChoice
+from edge_perception.vlm.models import open_model
 from edge_perception.vlm.scene import SceneGate, Views, mentioned
 from edge_perception.vlm.turns import DetectorTurns
 from edge_perception.vlm.vision_cache import Picture, VisionCache

@@ -10,7 +10,7 @@ from edge_perception.core.sampling import Sampling
 from edge_perception.embedded import demo_vlm_manifest
 from edge_perception.nodes.params import Declaration
 from edge_perception.vlm.answerer import AnswerSettings
-from edge_perception.vlm.models import ModelChoice
+from edge_perception.vlm.model_choice import ModelChoice
 from edge_perception.vlm.worker import CAPTION_MODES, STALE_POLICIES, WorkerSettings
 
 _MODEL = (

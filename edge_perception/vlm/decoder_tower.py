@@ -14,7 +14,7 @@ from edge_perception.core.sampling import Sampling
 from edge_perception.vlm.decoder import Decoder
 from edge_perception.vlm.language_model import LanguageModel, Prompt
 from edge_perception.vlm.language_tower import AskedPrompt, choose_among
-from edge_perception.vlm.models import ModelChoice
+from edge_perception.vlm.model_choice import ModelChoice
 from edge_perception.vlm.turns import Yield, go_on
 from edge_perception.vlm.weights import DecoderWeights
 

@@ -3,13 +3,12 @@
 A weight has one scale an output channel, an activation one a row ("dynamic, per token"), found when
 it arrives: sums are whole numbers, and ``y = sums * row_scale * channel_scale + bias``. A prompt
 gains by it (twice the arithmetic of fp16); a decode step reads as many bytes as with any 8-bit
-weight. What a checkpoint holds are 8-bit codes around zero point 128; ``to_w8a8`` turns them.
+weight. A checkpoint holds 8-bit codes around zero point 128; ``weights.to_w8a8`` turns them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,9 +16,6 @@ from torch import Tensor
 from edge_perception.errors import CheckpointError
 from edge_perception.vlm.packed_linear import PackedWeight
 from edge_perception.vlm.rounded_inputs import HIGHEST, LEAST_REACH
-
-if TYPE_CHECKING:
-    from edge_perception.vlm.weights import DecoderWeights, LayerWeights
 
 
 @dataclass(frozen=True)
@@ -86,25 +82,3 @@ def int8_linear(inputs: Tensor, weight: Int8Weight) -> Tensor:
     if weight.bias is not None:
         result += weight.bias.to(torch.float64)
     return result.to(inputs.dtype)
-
-
-def to_w8a8(weights: DecoderWeights) -> DecoderWeights:
-    """The same decoder, its layers' matrices to be multiplied by 8-bit activations.
-
-    Head and embedding stay as they are. Raises ``CheckpointError`` where no matrix can be.
-    """
-    turned = [_turned(layer) for layer in weights.layers]
-    if not any(turned):
-        raise CheckpointError(
-            "no layer can be multiplied by 8-bit activations",
-            expected="weights of 8 bits, one scale a channel, symmetric",
-            mend="Quantise with the method smoothquant or w8a8.",
-        )
-    layers = (replace(layer, **some) for layer, some in zip(weights.layers, turned))
-    return replace(weights, layers=tuple(layers))
-
-
-def _turned(layer: LayerWeights) -> dict[str, Int8Weight]:
-    """The matrices of a layer that can be, by their fields' names."""
-    matrices = {field.name: getattr(layer, field.name) for field in fields(layer)}
-    return {name: Int8Weight.of(each) for name, each in matrices.items() if is_w8a8(each)}

@@ -7,27 +7,15 @@ model runs on ONNX Runtime has no torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from edge_perception.errors import ManifestError
 from edge_perception.vlm.answering import VisionLanguageModel
+from edge_perception.vlm.model_choice import ModelChoice
 
 RUNTIMES = ("onnxruntime",)
-
-
-@dataclass(frozen=True)
-class ModelChoice:
-    """Which model, and how to run it; see the VLM node's parameters of the same names."""
-
-    path: Path
-    device: str = "cpu"
-    threads: int = 0
-    context: int = 2048
-    segments: int = 1
-    vision_int8: bool = False
 
 
 def open_model(choice: ModelChoice) -> VisionLanguageModel:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from edge_perception.core.language_model import LanguageModelShape, read_shape
 from edge_perception.errors import CheckpointError
-from edge_perception.vlm.int8_linear import to_w8a8
 from edge_perception.vlm.packed_linear import PackedWeight
 from edge_perception.vlm.rounded_inputs import RoundedInputLinear
 from edge_perception.vlm.weights import (
@@ -21,6 +20,7 @@ from edge_perception.vlm.weights import (
     LayerWeights,
     in_dtype,
     stack,
+    to_w8a8,
     weight_of,
 )
 

@@ -40,7 +40,7 @@ from edge_perception.vlm.image_prompts import (
 )
 from edge_perception.vlm.int8_vision import to_int8_vision
 from edge_perception.vlm.language_tower import AskedPrompt, LanguageTower, TowerSource
-from edge_perception.vlm.models import ModelChoice
+from edge_perception.vlm.model_choice import ModelChoice
 from edge_perception.vlm.tower import take_tower
 from edge_perception.vlm.turns import Yield, go_on
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from edge_perception.core.language_model import LanguageModelShape
 from edge_perception.errors import CheckpointError
-from edge_perception.vlm.int8_linear import Int8Weight
+from edge_perception.vlm.int8_linear import Int8Weight, is_w8a8
 from edge_perception.vlm.packed_linear import PackedLinear, PackedWeight
 
 
@@ -199,3 +199,25 @@ def _stack_biases(parts: Sequence[FloatWeight] | Sequence[PackedWeight]) -> Tens
             for part in parts
         ]
     )
+
+
+def to_w8a8(weights: DecoderWeights) -> DecoderWeights:
+    """The same decoder, its layers' matrices to be multiplied by 8-bit activations.
+
+    Head and embedding stay as they are. Raises ``CheckpointError`` where no matrix can be.
+    """
+    turned = [_turned(layer) for layer in weights.layers]
+    if not any(turned):
+        raise CheckpointError(
+            "no layer can be multiplied by 8-bit activations",
+            expected="weights of 8 bits, one scale a channel, symmetric",
+            mend="Quantise with the method smoothquant or w8a8.",
+        )
+    layers = (replace(layer, **some) for layer, some in zip(weights.layers, turned))
+    return replace(weights, layers=tuple(layers))
+
+
+def _turned(layer: LayerWeights) -> dict[str, Int8Weight]:
+    """The matrices of a layer that can be, by their fields' names."""
+    matrices = {field.name: getattr(layer, field.name) for field in fields(layer)}
+    return {name: Int8Weight.of(each) for name, each in matrices.items() if is_w8a8(each)}

@@ -16,7 +16,7 @@ from edge_perception.nodes.camera import CameraNode
 from edge_perception.nodes.frame_streams import LocalFrameStream
 from edge_perception.nodes.runner import run
 from edge_perception.nodes.vlm import VlmNode
-from edge_perception.vlm.models import ModelChoice
+from edge_perception.vlm.model_choice import ModelChoice
 
 
 def open_fake(choice: ModelChoice) -> FakeModel:

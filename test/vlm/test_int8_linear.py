@@ -11,12 +11,12 @@ from torch import nn
 
 from edge_perception.errors import CheckpointError
 from edge_perception.vlm.decoder import Decoder
-from edge_perception.vlm.int8_linear import Int8Weight, int8_linear, quantise_rows, to_w8a8
+from edge_perception.vlm.int8_linear import Int8Weight, int8_linear, quantise_rows
 from edge_perception.vlm.language_model import Prompt
 from edge_perception.vlm.packed_linear import PackedLinear, PackedWeight
 from edge_perception.vlm.rounded_inputs import RoundedInputLinear
 from edge_perception.vlm.tower import take_tower
-from edge_perception.vlm.weights import FloatWeight, in_dtype
+from edge_perception.vlm.weights import FloatWeight, in_dtype, to_w8a8
 
 
 def symmetric(weight: torch.Tensor) -> PackedWeight:

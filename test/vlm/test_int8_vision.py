@@ -16,7 +16,8 @@ from edge_perception.errors import CheckpointError
 from edge_perception.vlm.int8_linear import int8_linear
 from edge_perception.vlm.int8_vision import Int8Linear, product_on, round_weight, to_int8_vision
 from edge_perception.vlm.kernel_prefill import Prefill
-from edge_perception.vlm.models import ModelChoice, open_model
+from edge_perception.vlm.model_choice import ModelChoice
+from edge_perception.vlm.models import open_model
 from edge_perception.vlm.packed_linear import PackedLinear
 
 CPU = torch.device("cpu")

@@ -12,7 +12,8 @@ from tiny_vlm_checkpoints import IMAGE, PROCESSORS, write_vlm
 from edge_perception.core.sampling import GREEDY, Sampling
 from edge_perception.errors import CheckpointError, DecodingError, DeviceMemoryError
 from edge_perception.vlm.answering import Limits, Question, complete
-from edge_perception.vlm.models import ModelChoice, open_model
+from edge_perception.vlm.model_choice import ModelChoice
+from edge_perception.vlm.models import open_model
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
 OTHER = np.random.default_rng(1).integers(0, 255, (60, 80, 3), np.uint8)
