@@ -110,6 +110,10 @@ class Judge:
             lambda w: model(w).logits[0], lambda w: self.logits[id(w)], self.windows
         )
 
+    def window_by_window(self, model: nn.Module) -> list[Fidelity]:
+        """The same for every window by itself."""
+        return [Judge([w], self.logits, self.perplexity).fidelity(model) for w in self.windows]
+
 
 @dataclass(frozen=True)
 class Limits:

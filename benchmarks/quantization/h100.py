@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from edge_perception.quantization import gptq
 from edge_perception.quantization.grid import WeightFormat
-from edge_perception.quantization.pipeline import quantize_tower
+from edge_perception.quantization.pipeline import Progress, quantize_tower
 from edge_perception.quantization.recipe import recipe_for
 from edge_perception.quantization.streaming import record_samples
 from edge_perception.quantization.structure import Tower, find_towers
@@ -118,13 +119,26 @@ def run_llama3_8b(arguments: argparse.Namespace) -> None:
         "model": "Llama-3-8B shape, random weights", "layers": shape["num_hidden_layers"],
         "calibration_tokens": arguments.samples * 512, "runs": [],
     }  # fmt: skip
+
+    def tell(method: str, progress: Progress) -> None:
+        report["unfinished"] = {
+            "method": method, "blocks": progress.done, "seconds": progress.elapsed_s,
+            "peak_bytes": progress.peak_bytes,
+        }  # fmt: skip
+        arguments.out.write_text(json.dumps(report, indent=1))
+
     for method in arguments.only or ["rtn", "awq", "gptq", "awq+gptq", "smoothquant"]:
-        report["runs"].append(_time_method(config, method, arguments.samples, device))
-        print(report["runs"][-1], flush=True)
+        row = _time_method(config, method, arguments.samples, device, partial(tell, method))
+        report["runs"].append(row)
+        report.pop("unfinished")
+        print(row, flush=True)
         arguments.out.write_text(json.dumps(report, indent=1))
 
 
-def _time_method(config: Any, method: str, samples: int, device: torch.device) -> dict[str, Any]:
+def _time_method(
+    config: Any, method: str, samples: int, device: torch.device,
+    on_progress: Callable[[Progress], None],
+) -> dict[str, Any]:  # fmt: skip
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float16).eval()
     tower = find_towers(model)[0]
@@ -136,16 +150,21 @@ def _time_method(config: Any, method: str, samples: int, device: torch.device) -
         torch.cuda.reset_peak_memory_stats(device)
     sink = CountBytes()
     start = time.perf_counter()
-    progress = []
+    peaks: list[int] = []
+
+    def each_block(progress: Progress) -> None:
+        peaks.append(progress.peak_bytes)
+        on_progress(progress)
+
     quantize_tower(
         tower, recorded, recipe, device=device, source=RandomBlocks(), sink=sink,
-        on_progress=progress.append,
+        on_progress=each_block,
     )  # fmt: skip
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return {
         "method": method, "seconds": time.perf_counter() - start,
-        "peak_bytes": progress[-1].peak_bytes, "bytes": sink.bytes,
+        "peak_bytes": peaks[-1], "bytes": sink.bytes,
         **asdict(recipe.form),
     }  # fmt: skip
 

@@ -33,17 +33,50 @@ def calibration_windows(work: Path) -> list[list[int]]:
     return windows
 
 
-def autoawq(work: Path, out: Path, bits: int) -> str:
-    """AutoAWQ's search and clipping as they come.
+class GroupProducts:
+    """Products of inputs [1, T, G, K] and weights [C, 1, G, K] that wait to be summed over K.
+
+    AutoAWQ's clip search multiplies, then sums: [C, T, G, K] goes through main memory for every
+    candidate, most of a block's time on a CPU. As a matrix product it is the same sum in a second.
+    """
+
+    def __init__(self, inputs: torch.Tensor, weights: torch.Tensor) -> None:
+        self.inputs, self.weights = inputs, weights
+
+    def sum(self, dim: int) -> torch.Tensor:
+        """The sums over K, [C, T, G]."""
+        assert dim == -1
+        return torch.einsum("tgk,cgk->ctg", self.inputs[0], self.weights[:, 0])
+
+
+_multiply = torch.Tensor.__mul__
+
+
+def _multiply_groups_late(left: torch.Tensor, right: Any) -> Any:
+    if isinstance(right, torch.Tensor) and left.dim() == right.dim() == 4:
+        (one, _, *inputs), (rows, also_one, *weights) = left.shape, right.shape
+        if one == also_one == 1 < rows and inputs == weights and weights[-1] == GROUP_SIZE:
+            return GroupProducts(left, right)
+    return _multiply(left, right)
+
+
+def mend_autoawq_for_cpu() -> None:
+    """Make AutoAWQ 0.2.9 right, and quick, without a GPU.
 
     Its search keeps the weights by ``tensor.cpu()`` while it scales them in place. On a CPU that is
-    no copy: every candidate's scales stay in the weights, and the checkpoint is ruined (0.2.9,
-    quantizer.py, ``org_sd``). So there ``cpu`` is made to copy.
+    no copy: every candidate's scales stay in the weights, and the checkpoint is ruined
+    (quantizer.py, ``org_sd``). So ``cpu`` is made to copy.
     """
+    torch.Tensor.cpu = torch.Tensor.clone  # type: ignore[method-assign]
+    torch.Tensor.__mul__ = _multiply_groups_late  # type: ignore[method-assign]
+
+
+def autoawq(work: Path, out: Path, bits: int) -> str:
+    """AutoAWQ's search and clipping as they come (but see ``mend_autoawq_for_cpu``)."""
     from awq import AutoAWQForCausalLM
 
     if not torch.cuda.is_available():
-        torch.Tensor.cpu = torch.Tensor.clone  # type: ignore[method-assign]
+        mend_autoawq_for_cpu()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float16 if device == "cuda" else torch.float32  # half is slow on a CPU
     model = AutoAWQForCausalLM.from_pretrained(

@@ -9,8 +9,7 @@ DIR is as for ``h100.py``. WORK then holds the float16 model as a checkpoint fol
 windows, and ``checkpoints/NAME`` from every tool. All of them, ours too, are judged as they lie on
 the disk: read by this package's loader, computed in float32, compared with the float model on the
 same windows. So nothing but the quantiser differs. With ``prepare --blocks N`` everyone is given
-the first N blocks alone, and judged with the float model's others behind them: AutoAWQ takes two
-minutes a block on two cores.
+the first N blocks alone, and judged with the float model's others behind them.
 """
 
 from __future__ import annotations
@@ -20,7 +19,9 @@ import gc
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean, geometric_mean
 from typing import Any
 
 import torch
@@ -42,6 +43,8 @@ OUR_METHODS = ("rtn", "awq", "gptq", "awq+gptq")
 PROBE_TOKENS = 512
 WHOLE = "whole"
 """The folder of the float model with all its blocks."""
+GIVEN = "float"
+"""The folder of what everyone quantises."""
 
 
 def prepare(arguments: argparse.Namespace) -> None:
@@ -54,7 +57,7 @@ def prepare(arguments: argparse.Namespace) -> None:
         "rope_theta": theta, "dtype": "float16", "torch_dtype": "float16",
     }  # fmt: skip
     blocks = config["num_hidden_layers"]
-    for name, count in ((WHOLE, blocks), ("float", arguments.blocks or blocks)):
+    for name, count in {WHOLE: blocks, GIVEN: arguments.blocks or blocks}.items():
         left_out = tuple(f"model.layers.{index}." for index in range(count, blocks))
         kept = {key: value for key, value in tensors.items() if not key.startswith(left_out)}
         _write(arguments.work / name, kept, config | {"num_hidden_layers": count}, arguments.data)
@@ -91,7 +94,7 @@ def ours(arguments: argparse.Namespace) -> None:
         for method in OUR_METHODS:
             recipe = recipe_for(method, WeightFormat(bits, GROUP_SIZE))
             out = arguments.work / "checkpoints" / f"ours-{method}-b{bits}"
-            job = Job(arguments.work / "float", out, recipe, layout, arguments.device, "float32")
+            job = Job(arguments.work / GIVEN, out, recipe, layout, arguments.device, "float32")
             start = time.perf_counter()
             run_job(job, batches if recipe.needs_calibration else [], restart=True)
             note = {
@@ -111,29 +114,25 @@ class Table:
         self.calibration = read_windows(work, "calibration", "cpu")
         self.reference: Any = load_model(work / WHOLE, device=device, dtype=torch.float32)
         self.judge = Judge.of(self.reference, read_windows(work, "test", device))
-        self.rtn_ppl: dict[int, float] = {}
         self.model = "SmolLM2-135M-Instruct in float16, everyone from the same tokens"
-        given = json.loads((work / "float" / "config.json").read_text())["num_hidden_layers"]
+        given = json.loads((work / GIVEN / "config.json").read_text())["num_hidden_layers"]
         if given < len(self.reference.model.layers):
             self.model += f", the first {given} blocks"
 
     def row(self, checkpoint: Path) -> dict[str, Any]:
-        """A checkpoint's figures; RTN's must be asked for first, others are shares of its loss."""
+        """A checkpoint's figures, also window by window for whoever asks how sure they are."""
         note: dict[str, Any] = json.loads((checkpoint / "made.json").read_text())
         model = load_model(checkpoint, device=self.device, dtype=torch.float32)
         blocks = self._complete(model)
-        got = self.judge.fidelity(model)
+        parts = self.judge.window_by_window(model)
+        ppl, kl = ([getattr(part, name) for part in parts] for name in ("perplexity", "kl"))
         calibrated = note["method"] != "rtn"
-        if not calibrated:
-            self.rtn_ppl[note["bits"]] = got.perplexity
-        rtn = self.rtn_ppl.get(note["bits"])
         return note | {
             "blocks": blocks, "group_size": GROUP_SIZE, "symmetric": False,
-            "ppl": got.perplexity, "kl": got.kl,
-            "gap_share_of_rtn": None if rtn is None else gap_share(
-                got.perplexity, self.judge.perplexity, rtn),
-            "agreement": got.agreement,
+            "ppl": geometric_mean(ppl), "kl": fmean(kl),
+            "agreement": fmean(part.agreement for part in parts),
             "calibration_tokens": calibrated * sum(w.numel() for w in self.calibration),
+            "window_ppl": ppl, "window_kl": kl,
         }  # fmt: skip
 
     def _complete(self, model: Any) -> int:
@@ -147,7 +146,7 @@ class Table:
 
 @torch.no_grad()
 def compare(arguments: argparse.Namespace) -> None:
-    """Judge every checkpoint; the table is written anew after each."""
+    """Judge every checkpoint, as they come; the table is written anew after each."""
     table = Table(arguments.work, arguments.device)
     runs: list[dict[str, Any]] = []
     refused: dict[str, str] = {}
@@ -159,23 +158,40 @@ def compare(arguments: argparse.Namespace) -> None:
         "calibration_window_tokens": table.calibration[0].numel(),
         "runs": runs, "refused": refused,
     }  # fmt: skip
-    for checkpoint in _finished(arguments.work):
+    for checkpoint in as_they_come(arguments.work, arguments.watch):
         try:
             runs.append(table.row(checkpoint))
         except CheckpointError as error:  # a finding too, and no reason to lose the other rows
             refused[checkpoint.name] = str(error)
             continue
         print(checkpoint.name, round(runs[-1]["ppl"], 4), round(runs[-1]["kl"], 4), flush=True)
+        tell_shares(runs, table.judge.perplexity)
         arguments.out.write_text(json.dumps(report, indent=1) + "\n")
         gc.collect()
     report["logits"] = compare_logits(arguments.work, arguments.device)
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def _finished(work: Path) -> list[Path]:
-    """The checkpoints that are whole: RTN first, since losses are told as shares of its."""
-    found = sorted(made.parent for made in (work / "checkpoints").glob("*/made.json"))
-    return sorted(found, key=lambda folder: ("rtn" not in folder.name, "ours" in folder.name))
+def as_they_come(work: Path, seconds: float) -> Iterator[Path]:
+    """Each finished checkpoint once, also those that are finished in the next ``seconds``."""
+    seen: set[Path] = set()
+    end = time.monotonic() + seconds
+    while True:
+        notes = (work / "checkpoints").glob("*/made.json")
+        new = {note.parent for note in notes if note.stat().st_size} - seen
+        yield from sorted(new)
+        seen |= new
+        if not new and time.monotonic() >= end:
+            return
+        time.sleep(0 if new else min(seconds, 0.5))
+
+
+def tell_shares(runs: list[dict[str, Any]], float_ppl: float) -> None:
+    """Tell every run's loss as a share of plain rounding's, once that is known."""
+    rtn = {run["bits"]: run["ppl"] for run in runs if run["method"] == "rtn"}
+    for run in runs:
+        if run["bits"] in rtn:
+            run["gap_share_of_rtn"] = gap_share(run["ppl"], float_ppl, rtn[run["bits"]])
 
 
 def compare_logits(work: Path, device: str) -> list[dict[str, Any]]:
@@ -213,6 +229,7 @@ def main() -> None:
     parser.add_argument("--calibration-windows", type=int, default=128)
     parser.add_argument("--blocks", type=int, help="give everyone so many of the blocks alone")
     parser.add_argument("--test-windows", type=int, default=16)
+    parser.add_argument("--watch", type=float, default=0, help="seconds to wait for checkpoints")
     arguments = parser.parse_args()
     {"prepare": prepare, "ours": ours, "compare": compare}[arguments.what](arguments)
 
