@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from publish import rows_of
 
 DRAWS = 10_000
+ORIGIN = ("machine", "torch", "date", "commit")
+"""What a row takes over from its table, unless it came from elsewhere and says so itself."""
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float, float]:
@@ -58,6 +59,14 @@ def verdicts(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [verdict(ours[run["method"]], run) for run in others]
 
 
+def newest_rows(tables: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every table's rows, each with its origin; of two of a kind the newer one."""
+    rows = [{key: table[key] for key in ORIGIN} | row for table in tables for row in table["runs"]]
+    rows.sort(key=lambda row: row["date"])
+    newest = {(row["method"], row["implementation"], row["bits"]): row for row in rows}
+    return sorted(newest.values(), key=lambda row: (row["method"], row["implementation"]))
+
+
 def main() -> None:
     """Join the tables and judge."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -65,9 +74,7 @@ def main() -> None:
     parser.add_argument("tables", type=Path, nargs="+")
     arguments = parser.parse_args()
     tables = [json.loads(file.read_text()) for file in arguments.tables]
-    rows = sorted((row for table in tables for row in rows_of(table)), key=lambda row: row["date"])
-    newest = {(row["method"], row["implementation"], row["bits"]): row for row in rows}
-    runs = sorted(newest.values(), key=lambda row: (row["method"], row["implementation"]))
+    runs = newest_rows(tables)
     found = verdicts(runs)
     report = tables[-1] | {"schema": 1, "runs": runs, "verdicts": found}
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
