@@ -104,7 +104,7 @@ class Upcoming(Structure):
 class Split(Structure):
     """prefill.cu: what blocks that share a tile hand each other."""
 
-    _fields_ = [("parts", c_void_p), ("arrived", c_void_p)]
+    _fields_ = [("parts", c_void_p), ("arrived", c_void_p), ("share", c_int), ("reserved", c_int)]
 
 
 class Table(Structure):

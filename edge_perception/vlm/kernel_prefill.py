@@ -1,21 +1,21 @@
 """Products and attention of many rows, a prompt's: our W4A16 kernel, or dequantise and cuBLAS.
 
 Three ways, chosen by the number of rows. Up to ``PASS_ROWS`` the kernel of a decode step, eight
-rows a pass: each reads the weights again, and packed ones are read four times before float ones
-are read once. Many rows: arithmetic weighs most, and the library's dense product, which uses
-instructions that only Hopper has, wins although the weights are dequantised for it, a slice at a
-time. Between them `prefill.cu`, which multiplies weights as they are packed: where it pays depends
-on the GPU.
+rows a pass: each reads the weights again. Many rows: arithmetic weighs most, and the library's
+dense product, which uses instructions that only Hopper has, wins although the weights are
+dequantised for it, a slice at a time. Between them `prefill.cu`, which multiplies weights as they
+are packed: how far it pays depends on the GPU.
 
-The limits are fixed, not measured anew at every start: the same prompt then gives the same bits in
-every process. Over a layer the packed product is nowhere faster on an H100 (``docs/decoder.md``).
-On Ampere's smaller GPUs writing and reading dense weights costs eight times the packed ones'
-bytes at a tenth of the bandwidth; the limit there follows from that and has not been measured.
+The limits are those that were measured on an H100 (``docs/decoder.md``), fixed, not measured anew
+at every start: the same prompt then gives the same bits in every process. On Ampere's smaller GPUs
+writing and reading dense weights costs eight times the packed ones' bytes at a tenth of the
+bandwidth; the limit there follows from that and has not been measured.
 """
 
 from __future__ import annotations
 
 from ctypes import c_int, c_void_p
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -38,23 +38,49 @@ from edge_perception.vlm.operators import HeadLayout, RotaryTable, Span
 from edge_perception.vlm.packed_linear import PackedWeight
 from edge_perception.vlm.weights import FloatWeight
 
-PASS_ROWS = 40
+PASS_ROWS = 24
 """Rows up to which a packed weight is multiplied eight rows a pass."""
 
 FUSED_ROWS = 256
-FUSED_ROWS_HOPPER = 0
+FUSED_ROWS_HOPPER = 192
 """Rows up to which the packed product is used beyond that, on Ampere and from Hopper on."""
 
 SLICE_BYTES = 2**27
 """Dequantised weights that are held at once."""
 
 _THREADS = 256
-_BLOCK = 128  # channels and rows, a block of the packed product
-_STEP = 128  # columns
-_STAGED_BYTES = 64 * 1024
-_SUMS = 16  # of 16 bytes, a thread
+_ALIGNED_CHANNELS = 128  # at whose multiples a slice of dequantised weights begins
+_STEP = 128  # columns of the packed product
+_LEAST_STEPS = 2  # of a block: fewer would cost more to add up than they take
 _INT8_ROWS = 32  # that the library's product of whole numbers wants at least
 _MOST_TILES = 2048  # whose blocks can share them
+
+
+@dataclass(frozen=True)
+class Block:
+    """What a block of the packed product makes at a time (``Shape`` in prefill.cu)."""
+
+    channels: int
+    rows: int
+    stages: int
+
+    @property
+    def name(self) -> str:
+        """As its kernels are called."""
+        return f"{self.channels}x{self.rows}_{self.stages}"
+
+    @property
+    def shared_bytes(self) -> int:
+        """Stages of x, codes, and scales and zero points of a step."""
+        return self.stages * (2 * _STEP * self.rows + (_STEP // 2 + 16) * self.channels)
+
+
+_FEW_ROWS, _MANY_ROWS = Block(256, 64, 4), Block(128, 128, 3)
+_SMALL_FEW_ROWS, _SMALL_MANY_ROWS = Block(256, 64, 2), Block(128, 128, 2)
+"""Blocks for 160 KiB of shared memory, and for the 99 KiB that every GPU from Ampere on has."""
+
+_LARGE_SHARED_MEMORY = ((8, 0), (8, 7), (9, 0), (10, 0))
+"""Compute capabilities of GPUs whose blocks get 160 KiB and more."""
 
 
 class Prefill:
@@ -64,6 +90,7 @@ class Prefill:
         self, launcher: Launcher, device: torch.device, processors: int, *, fused_rows: int
     ) -> None:
         self.fused_rows = fused_rows
+        self._blocks = _blocks_for(device)
         self._launcher = launcher
         self._device = device
         self._processors = processors
@@ -99,32 +126,38 @@ class Prefill:
         assert isinstance(weight, PackedWeight)
         rows, outputs = len(inputs), weight.out_features // (2 if gated else 1)
         y = torch.empty(rows, outputs, dtype=torch.float16, device=self._device)
-        tiles = (-(-weight.out_features // _BLOCK), -(-rows // _BLOCK))
-        splits = self._splits(tiles[0] * tiles[1], -(-weight.in_features // _STEP))
+        few_rows, many_rows = self._blocks
+        block = few_rows if 0 < rows % many_rows.rows <= few_rows.rows else many_rows
+        tiles = -(-weight.out_features // block.channels) * -(-rows // block.rows)
+        steps = -(-weight.in_features // _STEP)
+        share = self._share(tiles, steps)
+        blocks = -(-tiles * steps // share)
+        is_shared = share % steps != 0
         parts = torch.empty(
-            tiles[0] * tiles[1] * splits * _SUMS * _THREADS * 4 if splits > 1 else 0,
+            2 * blocks * block.channels * block.rows if is_shared else 0,
             dtype=torch.float32, device=self._device,
         )  # fmt: skip
         described = Inputs(address(inputs), None, address(residual), address(y), None, 0.0, rows)
         self._launcher.launch(
-            "prefill.cu", "many_gate_up_w4" if gated else "many_w4", (*tiles, splits), _THREADS,
-            _STAGED_BYTES, Matrix.of(weight), described,
-            Split(address(parts), address(self._arrived)),
+            "prefill.cu", _kernel_name(block, weight, gated), (blocks, 1, 1), _THREADS,
+            block.shared_bytes, Matrix.of(weight), described,
+            Split(address(parts), address(self._arrived), share),
         )  # fmt: skip
         return y
 
-    def _splits(self, tiles: int, steps: int) -> int:
-        """Blocks that share a tile, so that few tiles fill the chip; four steps or more each."""
+    def _share(self, tiles: int, steps: int) -> int:
+        """Steps a block: equal parts of all that there are; of very many tiles, whole ones."""
         if tiles > _MOST_TILES:
-            return 1
-        return max(1, min(self._processors // tiles, steps // 4))
+            return -(-tiles // self._processors) * steps
+        return max(-(-tiles * steps // self._processors), _LEAST_STEPS)
 
     def _multiply_dense(self, inputs: Tensor, weight: FloatWeight | PackedWeight) -> Tensor:
         if isinstance(weight, FloatWeight):
             return functional.linear(inputs, weight.values, weight.bias)
         y = torch.empty(len(inputs), weight.out_features, dtype=torch.float16, device=self._device)
         # Whole blocks, so that every slice begins where the library's products want it aligned.
-        channels = max(1, SLICE_BYTES // (2 * weight.in_features * _BLOCK)) * _BLOCK
+        aligned = 2 * weight.in_features * _ALIGNED_CHANNELS
+        channels = max(1, SLICE_BYTES // aligned) * _ALIGNED_CHANNELS
         for start in range(0, weight.out_features, channels):
             part = slice(start, min(start + channels, weight.out_features))
             torch.mm(inputs, self._dequantise(weight, part).T, out=y[:, part])
@@ -230,3 +263,16 @@ class Prefill:
 def is_fused(weight: FloatWeight | PackedWeight) -> bool:
     """Whether ``prefill.cu`` multiplies this weight as it is packed."""
     return isinstance(weight, PackedWeight) and weight.bits == 4 and weight.out_features % 16 == 0
+
+
+def _blocks_for(device: torch.device) -> tuple[Block, Block]:
+    """Blocks of the packed product for few rows and for many."""
+    has_large = device.type == "cuda" and (
+        torch.cuda.get_device_capability(device) in _LARGE_SHARED_MEMORY
+    )
+    return (_FEW_ROWS, _MANY_ROWS) if has_large else (_SMALL_FEW_ROWS, _SMALL_MANY_ROWS)
+
+
+def _kernel_name(block: Block, weight: PackedWeight, gated: bool) -> str:
+    groups = "" if weight.group_size % _STEP == 0 else "_small"
+    return f"many_{'gate_up_' if gated else ''}w4_{block.name}{groups}"

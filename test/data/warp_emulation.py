@@ -96,7 +96,9 @@ static Bytes16 load_once(const void* at) {
   assert((uintptr_t)at % 16 == 0);
   Bytes16 bytes; memcpy(&bytes, at, 16); return bytes;
 }
+static Bytes16 load_from_others(const void* at) { return load_once(at); }
 static Bytes16 load_once_with_line(const void* at) { return load_once(at); }
+static void forget(int&) {}
 static void start_next_kernel() {}
 static void wait_for_last_kernel() {}
 static void __threadfence() {}
@@ -108,6 +110,9 @@ template <unsigned kMask, unsigned kBits> static unsigned keep_and_set(unsigned 
 static void copy_async(void* to, const void* from, bool wanted) {
   assert((uintptr_t)to % 16 == 0 && (uintptr_t)from % 16 == 0);
   if (wanted) memcpy(to, from, 16); else memset(to, 0, 16);
+}
+static void copy_async_with_line(void* to, const void* from, bool wanted) {
+  copy_async(to, from, wanted);
 }
 static void fetch(const void* at, unsigned bytes) {  // what it may not touch, reading would
   assert((uintptr_t)at % 16 == 0 && bytes % 16 == 0);
@@ -216,11 +221,12 @@ class EmulatedLauncher:
         self._folder = folder
         self._libraries: dict[str, ctypes.CDLL] = {}
         self.launched: list[str] = []
+        self.most_shared_bytes = 99 * 1024  # of a block on sm_86
 
     def launch(
         self, source: str, kernel: str, grid: Any, threads: int, shared_bytes: int, *arguments: Any
     ) -> None:
-        assert shared_bytes <= 99 * 1024  # of a block on sm_86
+        assert shared_bytes <= self.most_shared_bytes
         self.launched.append(kernel)
         given = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
         getattr(self._library(source), f"emulate_{kernel}")(*grid, threads, given)
@@ -256,6 +262,8 @@ def _compile(source_name: str, folder: Path) -> ctypes.CDLL:
 
 def _expanded_names(source: str) -> list[str]:
     """Kernels that a macro of the source makes: ``LINEAR(4, true, w4)`` and the like."""
-    prefixes = sorted(set(re.findall(r"void __launch_bounds__\([^)]*\) (\w+)_##name", source)))
+    prefixes = sorted(
+        set(re.findall(r"void __launch_bounds__\([^)]*\)[\s\\]+(\w+)_##name", source))
+    )
     made = re.findall(r"^[A-Z]+\([^()]*, (\w+)\)", source, re.MULTILINE)
     return [f"{prefix}_{name}" for prefix in prefixes for name in made]

@@ -155,9 +155,11 @@ def test_product_is_divided_by_sizes_of_matrix_and_chip(
 
 
 MANY = [
-    ("w4", 128, 512, 128, 24, "tiles split among blocks, rows fewer than a tile"),
-    ("w4", 144, 160, 32, 130, "a second tile of channels, of rows and of columns, hardly begun"),
+    ("w4", 128, 512, 128, 70, "two blocks share a tile"),
+    ("w4", 272, 896, 128, 24, "a second tile, hardly begun: a block ends one and begins the next"),
+    ("w4", 144, 160, 32, 100, "a second tile of channels and step of columns, hardly begun"),
     ("w4", 32, 576, 576, 9, "per channel; half a step at the end"),
+    ("w4", 48, 96, 96, 130, "less than a step; a second tile of rows, hardly begun"),
     ("w8", 48, 640, 64, 12, "8 bits: dequantised"),
     ("f16", 48, 160, 0, 12, "float"),
     ("w4", 48, 160, 32, 11, "by passes of eight rows"),
@@ -185,6 +187,29 @@ def test_products_of_many_rows_agree_with_the_oracle(
         added.float(), ORACLE.linear_add(x.float(), wide(weight), residual.float()),
         rtol=6e-3, atol=6e-3,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("group", "rows", "reason"),
+    [
+        (128, 64, "four stages, blocks of few rows"),
+        (64, 70, "three stages, small groups"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_packed_product_with_much_shared_memory_has_the_same_bits(
+    kernels, monkeypatch, group: int, rows: int, reason: str
+) -> None:
+    # How far ahead copies run changes no sum, nor does a launch after another.
+    weight, x = weight_of("w4", 80, 1152, group), halves(rows, 1152, seed=2)
+    prefill = kernels._prefill
+    with_little = prefill.multiply(x, weight)
+    monkeypatch.setattr(kernels._launcher, "most_shared_bytes", 160 * 1024)
+    blocks = (kernel_prefill._FEW_ROWS, kernel_prefill._MANY_ROWS)
+    monkeypatch.setattr(prefill, "_blocks", blocks)
+    assert same_bits(prefill.multiply(x, weight), with_little)
+    assert same_bits(prefill.multiply(x, weight), with_little)
+    assert len(set(kernels._launcher.launched[-3:])) == 2
 
 
 @pytest.mark.parametrize(("kind", "group"), [("w4", 32), ("w4", 96), ("w8", 64)])

@@ -1,205 +1,452 @@
 // y = W x for many rows of x: a W4A16 product, and what a dense product needs around it.
 //
-// `multiply_many_w4` dequantises inside the product. A block makes 128 channels of 128 rows, its
-// eight warps 32 channels of 64 rows each. Weights go from memory to registers as in linear.cu, a
-// lane's 16 bytes a channel; x goes through shared memory, two steps of 128 columns, its 16-byte
-// pieces placed such that the four lanes of a fragment and two rows read different banks. Where
-// the tiles do not fill the chip, blocks share one tile's K; the last of them adds up, in order.
+// `many_w4_*` dequantise inside the product, on tensor cores (mma.sync: the same source from Ampere
+// on). A warp makes 64 channels of 64 rows, so that a weight that it dequantises serves 64 rows and
+// what it reads of x serves 64 channels. All that a step of 128 columns needs comes by asynchronous
+// copies, some steps ahead, to shared memory: rows of x, codes as they lie in memory (a lane's 16
+// bytes are 32 columns, which need not be neighbours in the product, only the same in x), scales
+// and zero points. Two warps share each step's columns and add up at the end: tiles stay small, and
+// little is handed from block to block.
 //
-// It is meant for prompts of up to a few hundred rows, which the bytes of the weights bound. With
-// more rows dequantising once (`dequantise_*`, as fast as memory is) and the library's dense product
-// are faster: on Hopper this kernel's instructions reach some 60% of the tensor cores' rate.
+// All steps of all tiles in a row are cut into equal parts, a block each ("stream-K"), so that every
+// multiprocessor has the same to do whatever the matrix. Blocks that share a tile leave their sums
+// in memory; the last to come adds them up in the order of the columns: the same bits every time.
 //
-// Left out: 8-bit weights and rows by the thousand in here; they take the dense way.
+// It is meant for prompts of up to some two hundred rows. With more, dequantising once
+// (`dequantise_*`, as fast as memory is) and the library's dense product are faster: on Hopper that
+// uses instructions (wgmma) which no other generation has.
+//
+// Left out: 8-bit weights and rows by the thousand in here; they take the dense way. `ldmatrix`
+// would not save anything: a lane's own 16 bytes of x feed two products, as one of its loads would.
 
-constexpr int kWarps = 8;
-constexpr int kThreads = 32 * kWarps;
-constexpr int kStep = 128;          // columns at a time: a tile of 4 bits
-constexpr int kBlockRows = 128;
-constexpr int kBlockChannels = 128;
+constexpr int kThreads = 256;      // of the kernels around the product
+constexpr int kStep = 128;         // columns at a time
+constexpr int kPieces = kStep / 8;  // of 16 bytes: a row's step of x
+constexpr int kCodePieces = kStep / 32;  // of 16 bytes: a channel's step of codes
 constexpr int kWarpRows = 64;
-constexpr int kWarpTiles = 2;       // of 16 channels, a warp: of gate and up one each
+constexpr int kWarpChannels = 64;
 constexpr int kRowTiles = kWarpRows / 8;
-constexpr int kPieces = kStep / 8;  // of 16 bytes, a row's step
-constexpr int kStage = kBlockRows * kPieces;
-constexpr int kSums = kWarpTiles * kRowTiles;  // of four floats, a lane
+constexpr int kChannelTiles = kWarpChannels / 16;
+constexpr int kOwn = 2 * kChannelTiles;  // channels of a lane: neighbours, so that it writes 16 bytes
 
-struct Split {
-  Bytes16* parts;  // [tiles, splits, kSums, kThreads]: sums of blocks that share a tile
-  int* arrived;    // [tiles], zero between launches
+// The thread's index, each time anew: what is derived from it takes no registers in between.
+__device__ __forceinline__ int own_thread() {
+  int thread = threadIdx.x;
+  forget(thread);
+  return thread;
+}
+
+// How a block's warps share its tile: channels, rows, and the columns of a step.
+template <int kChannelWarps, int kRowWarps, int kDepthWarps_, int kStages_> struct Shape {
+  static constexpr int kDepthWarps = kDepthWarps_, kStages = kStages_;
+  static constexpr int kThreads = 32 * kChannelWarps * kRowWarps * kDepthWarps;
+  static constexpr int kChannels = kWarpChannels * kChannelWarps, kRows = kWarpRows * kRowWarps;
+  static constexpr int kSumTiles = kRowTiles / kDepthWarps;  // of rows, after the step's warps joined
+  static constexpr int kSums = kChannelTiles * kSumTiles;    // of four floats, a lane
+  // A stage in 16 bytes: x, codes, and a scale and zero point for every 32 columns of a channel.
+  static constexpr int kCodes = kRows * kPieces, kCells = kCodes + kChannels * kCodePieces;
+  static constexpr int kStage = kCells + kChannels;
+  struct Warp { int channel, row, depth; };
+  static __device__ __forceinline__ Warp own_warp_place() {
+    const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0, 32);
+    return {warp / kRowWarps % kChannelWarps, warp % kRowWarps, warp / (kRowWarps * kChannelWarps)};
+  }
 };
 
-// Where piece ``piece`` (8 columns) of a row stands in shared memory.
+struct Split {
+  Bytes16* parts;  // [blocks, 2, kSums, threads]: sums of blocks that share a tile
+  int* arrived;    // [tiles], zero between launches
+  int share;       // steps a block, of all tiles' steps in a row
+  int reserved;
+};
+
+// Steps [begin, end) of a tile.
+struct Segment { int tile, begin, end, first_row, first_output; };
+
+// What does not change while a kernel runs.
+template <class Shape, bool kIsGateUp, bool kHasSmallGroups> struct Task {
+  using S = Shape;
+  static constexpr bool kGateUp = kIsGateUp, kSmallGroups = kHasSmallGroups;
+  static constexpr int kParts = kGateUp ? 2 : 1;  // gate channels lie before up channels
+  static constexpr int kOutputs = S::kChannels / kParts;
+  const Matrix& w;
+  const Inputs& in;
+  const int outputs = w.channels / kParts, steps = (w.columns + kStep - 1) / kStep;
+  const int groups = w.columns / w.group_size;
+  const int row_tiles = (in.rows + S::kRows - 1) / S::kRows;
+  const unsigned per_group = 0xffffffffu / w.group_size + 1;
+
+  __device__ __forceinline__ int total() const {
+    return (outputs + kOutputs - 1) / kOutputs * row_tiles * steps;
+  }
+
+  // Of ``left`` steps from step ``at`` of all: those of the first tile.
+  __device__ __forceinline__ Segment segment(int at, int left) const {
+    const int tile = at / steps, begin = at % steps;
+    return {tile, begin, min(steps, begin + left), tile % row_tiles * S::kRows,
+            tile / row_tiles * kOutputs};
+  }
+
+  // Slot j * 8 + r of a warp's 64 holds channel j of the lanes with lane / 4 = r. ``channel``
+  // may lie beyond the last one: then ``is_there`` is false.
+  struct Channel { int channel; bool is_there; };
+  __device__ __forceinline__ Channel channel_at(const Segment& now, int slot) const {
+    constexpr int kTogether = kOwn / kParts;
+    const int warp = slot / kWarpChannels, r = slot % 8, j = slot % kWarpChannels / 8;
+    const int output = now.first_output + (warp * 8 + r) * kTogether + j % kTogether;
+    return {output + j / kTogether * outputs, output < outputs};
+  }
+};
+
+// Where piece ``piece`` of a row stands: eight threads that write a row's pieces, and eight lanes
+// that read two rows' (4t + quarter), meet different banks.
 __device__ __forceinline__ int place_of(int row, int piece) {
-  return row * kPieces + ((piece % 4 * 4 + piece / 4) ^ row % 2 * 4);
+  return row * kPieces + (piece ^ piece / 8 ^ row % 2 * 2);
 }
 
-__device__ __forceinline__ void copy_rows(const Inputs& in, int columns, int first_row, int step,
-                                          Bytes16* stage) {
-  for (int i = threadIdx.x; i < kStage; i += kThreads) {
-    const int row = i / kPieces, piece = i % kPieces, column = step * kStep + 8 * piece;
-    const bool wanted = first_row + row < in.rows && column < columns;
-    const long long at = wanted ? (long long)(first_row + row) * columns + column : 0;
-    copy_async(stage + place_of(row, piece), in.x + at, wanted);
+template <class T>
+__device__ __forceinline__ void copy_codes(const T& task,
+                                           const Segment& now, int step, Bytes16* stage) {
+  using S = typename T::S;
+  const int thread = own_thread();
+  const int column = step * kStep + thread % kCodePieces * 32;
+#pragma unroll
+  for (int i = 0; i < S::kChannels * kCodePieces / S::kThreads; ++i) {
+    const int slot = thread / kCodePieces + i * (S::kThreads / kCodePieces);
+    const auto from = task.channel_at(now, slot);
+    const bool wanted = from.is_there && column < task.w.columns;
+    const unsigned piece = from.channel * (task.w.columns / 32) + column / 32;
+    copy_async_with_line(stage + S::kCodes + slot * kCodePieces + thread % kCodePieces,
+                         task.w.codes + 16ull * piece, wanted);
   }
-  end_copies();
 }
 
-struct alignas(16) Sums { float at[kWarpTiles][kRowTiles][4]; };
+template <class T>
+__device__ __forceinline__ void copy_rows(const T& task,
+                                          const Segment& now, int step, Bytes16* stage) {
+  using S = typename T::S;
+  const int thread = own_thread();
+  const int piece = thread % kPieces, column = step * kStep + 8 * piece;
+#pragma unroll
+  for (int i = 0; i < S::kRows * kPieces / S::kThreads; ++i) {
+    const int row = thread / kPieces + i * (S::kThreads / kPieces);
+    const bool wanted = now.first_row + row < task.in.rows && column < task.w.columns;
+    const unsigned at = (now.first_row + row) * (task.w.columns / 8) + column / 8;
+    copy_async(stage + place_of(row, piece), (const Bytes16*)task.in.x + at, wanted);
+  }
+}
 
-__device__ __forceinline__ void multiply_step(Sums& sums, const Tile (&tiles)[kWarpTiles],
-                                              const Bytes16* stage, int warp_row) {
-  const int lane = threadIdx.x % 32, t = lane % 4;
+// Scales and zero points of a step on their way to shared memory: a thread's. In large groups one
+// serves all 128 columns of a channel.
+template <class T> struct Cells {
+  using S = typename T::S;
+  static constexpr int kGroups = T::kSmallGroups ? 4 : 1;  // of a channel
+  static constexpr int kMany = (S::kChannels * kGroups + S::kThreads - 1) / S::kThreads;
+  static constexpr bool kAllThreads = S::kChannels * kGroups % S::kThreads == 0;
+  unsigned scale[kMany], zero[kMany];
+};
+
+template <class T>
+__device__ __forceinline__ void load_cells(Cells<T>& cells,
+                                           const T& task,
+                                           const Segment& now, int step) {
+  using S = typename T::S;
+  const int thread = own_thread();
 #pragma unroll
-  for (int quarter = 0; quarter < 4; ++quarter) {
-    unsigned a[kWarpTiles][2][4];
+  for (int i = 0; i < cells.kMany; ++i) {
+    const int cell = thread + i * S::kThreads;
+    if (!cells.kAllThreads && cell >= S::kChannels * cells.kGroups) break;
+    const auto from = task.channel_at(now, cell / cells.kGroups);
+    const int column = min(step * kStep + cell % cells.kGroups * 32, task.w.columns - 32);
+    const unsigned group = __umulhi(column, task.per_group);
+    const unsigned at = from.is_there ? from.channel * task.groups + group : 0;
+    cells.scale[i] = task.w.scales[at];
+    cells.zero[i] = task.w.zeros[at];
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void put_cells(const Cells<T>& cells, Bytes16* stage) {
+  using S = typename T::S;
 #pragma unroll
-    for (int m = 0; m < kWarpTiles; ++m)
+  for (int i = 0; i < cells.kMany; ++i) {
+    const int cell = threadIdx.x + i * S::kThreads;
+    if (!cells.kAllThreads && cell >= S::kChannels * cells.kGroups) break;
+    const unsigned put = cells.scale[i] | cells.zero[i] << 16;
+    if (T::kSmallGroups)
+      ((unsigned*)(stage + S::kCells))[cell] = put;
+    else
+      stage[S::kCells + cell] = {{put, put, put, put}};
+  }
+}
+
+template <int kTiles> struct alignas(16) Sums { float at[kTiles][kChannelTiles][4]; };
+
+// Half of each lane's columns of a step.
+template <class S, class Meanwhile>
+__device__ __forceinline__ void multiply_half(Sums<kRowTiles>& sums, const Bytes16* stage, int half,
+                                              const Meanwhile& meanwhile) {
+  const auto warp = S::own_warp_place();
+  const int r = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  const int own = (warp.channel * kWarpChannels + r) * 4 + t;
+  const Bytes8* codes_at = (const Bytes8*)(stage + S::kCodes + own) + half;
+  const unsigned* cells_at = (const unsigned*)(stage + S::kCells) + own;
+  Bytes8 codes[kOwn];
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
+  for (int j = 0; j < kOwn; ++j) codes[j] = codes_at[8 * 4 * 2 * j];
 #pragma unroll
-        for (int j = 0; j < 4; ++j)
-          a[m][i][j] = weight_pair<4, false>(tiles[m], j % 2, 4 * quarter + 2 * i + j / 2);
+  for (int quarter = 0; quarter < 2; ++quarter) {
+    unsigned a[kChannelTiles][2][4];
 #pragma unroll
-    for (int n = 0; n < kRowTiles; ++n) {
-      const Bytes16 x = stage[place_of(warp_row + 8 * n + lane / 4, 4 * t + quarter)];
+    for (int j = 0; j < kOwn; ++j) {
+      const unsigned word = codes[j].word[quarter], cell = cells_at[8 * 4 * j];
+      const unsigned scale = __byte_perm(cell, 0, 0x1010);
+      const unsigned offset = __byte_perm(cell, 0x64, 0x4242);
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
-#pragma unroll
-        for (int m = 0; m < kWarpTiles; ++m) {
-          const unsigned b[2] = {x.word[2 * i], x.word[2 * i + 1]};
-          multiply_tiles(sums.at[m][n], a[m][i], b);
-        }
+      for (int i = 0; i < 4; ++i) {
+        const unsigned pair = keep_and_set<0x000f000f, 0x64006400>(word >> 4 * i);
+        const unsigned code = subtract_pairs(pair, offset);
+        a[j / 2][i / 2][j % 2 + i % 2 * 2] = multiply_pairs(code, scale);
+      }
     }
+    const Bytes16* x_at = stage + place_of(warp.row * kWarpRows + r, 4 * t + 2 * half + quarter);
+#pragma unroll
+    for (int n = 0; n < kRowTiles; n += 2) {
+      const Bytes16 x[2] = {x_at[8 * n * kPieces], x_at[8 * (n + 1) * kPieces]};
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int odd = 0; odd < 2; ++odd)
+#pragma unroll
+          for (int m = 0; m < kChannelTiles; ++m) {
+            const unsigned b[2] = {x[odd].word[2 * i], x[odd].word[2 * i + 1]};
+            multiply_tiles(sums.at[n + odd][m], a[m][i], b);
+          }
+    }
+    if (quarter == 0) meanwhile();
   }
+}
+
+// The first copies of a segment; ``next``: the cells that are to be put next.
+template <class T>
+__device__ __forceinline__ void start_copies(const T& task, const Segment& now,
+                                             Bytes16* stages, Cells<T>& next) {
+  using S = typename T::S;
+  constexpr int kAhead = S::kStages - 1;
+#pragma unroll 1
+  for (int i = 0; i < kAhead; ++i)
+    if (now.begin + i < now.end) copy_codes(task, now, now.begin + i, stages + i * S::kStage);
+  wait_for_last_kernel();
+#pragma unroll 1
+  for (int i = 0; i < kAhead; ++i) {
+    if (now.begin + i < now.end) copy_rows(task, now, now.begin + i, stages + i * S::kStage);
+    end_copies();
+  }
+  Cells<T> cells[kAhead];
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) load_cells(cells[i], task, now, now.begin + i);
+#pragma unroll
+  for (int i = 0; i + 1 < kAhead; ++i) put_cells(cells[i], stages + i * S::kStage);
+  next = cells[kAhead - 1];
+}
+
+template <class T>
+__device__ __forceinline__ void multiply_segment(const T& task, const Segment& now,
+                                                 Bytes16* stages, Cells<T>& next,
+                                                 Sums<kRowTiles>& sums) {
+  using S = typename T::S;
+  constexpr int kAhead = S::kStages - 1;
+  for (int step = now.begin; step < now.end; ++step) {
+    const int i = step - now.begin;
+    put_cells(next, stages + (i + kAhead - 1) % S::kStages * S::kStage);
+    wait_for_copies<kAhead - 1>();
+    __syncthreads();
+    const auto copy_next = [&] {
+      if (step + kAhead < now.end) {
+        Bytes16* stage = stages + (i + kAhead) % S::kStages * S::kStage;
+        load_cells(next, task, now, step + kAhead);
+        copy_codes(task, now, step + kAhead, stage);
+        copy_rows(task, now, step + kAhead, stage);
+      }
+      end_copies();
+    };
+    const Bytes16* stage = stages + i % S::kStages * S::kStage;
+    multiply_half<S>(sums, stage, S::own_warp_place().depth, copy_next);
+    if (S::kDepthWarps == 1) multiply_half<S>(sums, stage, 1, [] {});
+  }
+  __syncthreads();
+}
+
+// Warps that shared steps add up their sums, through shared memory: each keeps a part of the rows.
+template <class S>
+__device__ __forceinline__ Sums<S::kSumTiles> join_depths(const Sums<kRowTiles>& sums,
+                                                          Bytes16* stages) {
+  static_assert(S::kDepthWarps <= 2, "two warps exchange halves");
+  Sums<S::kSumTiles> kept;
+  const bool upper = S::own_warp_place().depth;
+  constexpr int kOthers = S::kDepthWarps == 2 ? S::kSumTiles : 0;
+#pragma unroll
+  for (int n = 0; n < S::kSumTiles; ++n)
+#pragma unroll
+    for (int m = 0; m < kChannelTiles; ++m) {
+      Bytes16 given;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float low = sums.at[n][m][i], high = sums.at[n + kOthers][m][i];
+        kept.at[n][m][i] = upper ? high : low;
+        ((float*)&given)[i] = upper ? low : high;
+      }
+      if (kOthers) stages[(n * kChannelTiles + m) * S::kThreads + threadIdx.x] = given;
+    }
+  if (!kOthers) return kept;
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < S::kSums; ++i) {
+    const int other = threadIdx.x ^ S::kThreads / 2;
+    const float* taken = (const float*)(stages + i * S::kThreads + other);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) kept.at[i / kChannelTiles][i % kChannelTiles][k] += taken[k];
+  }
+  __syncthreads();
+  return kept;
 }
 
 // Adds up the blocks that share a tile; true in the one that holds the whole sums afterwards.
-__device__ __forceinline__ bool join_splits(Sums& sums, const Split& split) {
+template <class S>
+__device__ __forceinline__ bool join_blocks(Sums<S::kSumTiles>& sums, const Segment& now, int steps,
+                                            const Split& split) {
   __shared__ int arrivals;
-  const int tile = blockIdx.y * gridDim.x + blockIdx.x, splits = gridDim.z;
-  if (splits == 1) return true;
-  Bytes16* parts = split.parts + (long long)tile * splits * kSums * kThreads + threadIdx.x;
-  const Bytes16* own = (const Bytes16*)&sums;
+  const int first = now.tile * steps / split.share;
+  const int last = ((now.tile + 1) * steps - 1) / split.share;
+  if (first == last) return true;
+  const auto part_of = [&](int block) {  // a block begins one tile at most, and ends one
+    return split.parts + (2ll * block + (block == first)) * S::kSums * S::kThreads + threadIdx.x;
+  };
+  Bytes16* own = part_of(blockIdx.x);
 #pragma unroll
-  for (int i = 0; i < kSums; ++i) parts[(blockIdx.z * kSums + i) * kThreads] = own[i];
+  for (int i = 0; i < S::kSums; ++i) own[i * S::kThreads] = ((const Bytes16*)&sums)[i];
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    arrivals = atomicAdd(&split.arrived[tile], 1);
-    if (arrivals == splits - 1) split.arrived[tile] = 0;
+    arrivals = atomicAdd(&split.arrived[now.tile], 1);
+    if (arrivals == last - first) split.arrived[now.tile] = 0;
   }
   __syncthreads();
-  if (arrivals != splits - 1) return false;
+  if (arrivals != last - first) return false;
   __threadfence();
   sums = {};
-  for (int z = 0; z < splits; ++z)
+  for (int block = first; block <= last; ++block) {
+    const Bytes16* part = part_of(block);
 #pragma unroll
-    for (int i = 0; i < kSums; ++i) {
-      const float* part = (const float*)(parts + (z * kSums + i) * kThreads);
+    for (int i = 0; i < S::kSums; ++i) {
+      const Bytes16 more = load_from_others(part + i * S::kThreads);
 #pragma unroll
-      for (int j = 0; j < 4; ++j)
-        sums.at[i / kRowTiles][i % kRowTiles][j] += __ldcg(part + j);
+      for (int k = 0; k < 4; ++k)
+        sums.at[i / kChannelTiles][i % kChannelTiles][k] += ((const float*)&more)[k];
     }
+  }
   return true;
 }
 
-template <bool kGateUp>
+// Bias, SiLU(gate) x up, residual; each lane writes neighbouring outputs of its rows.
+template <class T>
+__device__ __forceinline__ void finish(const T& task, const Segment& now,
+                                       const Sums<T::S::kSumTiles>& sums) {
+  using S = typename T::S;
+  constexpr int kTogether = kOwn / T::kParts;
+  const auto warp = S::own_warp_place();
+  const int r = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  const int output = now.first_output + (warp.channel * 8 + r) * kTogether;
+  if (output >= task.outputs) return;
+  float bias[kOwn] = {};
+#pragma unroll
+  for (int j = 0; j < kOwn; ++j)
+    if (task.w.bias)
+      bias[j] = to_float(task.w.bias[output + j % kTogether + j / kTogether * task.outputs]);
+#pragma unroll
+  for (int n = 0; n < S::kSumTiles; ++n)
+#pragma unroll
+    for (int odd = 0; odd < 2; ++odd) {
+      const int tile = warp.depth * S::kSumTiles + n;
+      const int row = now.first_row + warp.row * kWarpRows + 8 * tile + 2 * t + odd;
+      if (row >= task.in.rows) continue;
+      const long long at = (long long)row * task.outputs + output;
+      float total[kOwn];
+#pragma unroll
+      for (int j = 0; j < kOwn; ++j) total[j] = sums.at[n][j / 2][j % 2 * 2 + odd] + bias[j];
+      if (T::kGateUp) {
+        half_bits gated[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+          gated[j] = to_half(total[j] / (1.0f + __expf(-total[j])) * total[j + 4]);
+        *(Bytes8*)(task.in.y + at) = {{gated[0] | (unsigned)gated[1] << 16,
+                                       gated[2] | (unsigned)gated[3] << 16}};
+      } else {
+        Bytes16 values;
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+          values.word[j] = to_half(total[2 * j]) | (unsigned)to_half(total[2 * j + 1]) << 16;
+        if (task.in.residual) {
+          const Bytes16 more = *(const Bytes16*)(task.in.residual + at);
+#pragma unroll
+          for (int j = 0; j < 4; ++j) values.word[j] = add_pairs(values.word[j], more.word[j]);
+        }
+        *(Bytes16*)(task.in.y + at) = values;
+      }
+    }
+}
+
+extern __shared__ __align__(16) Bytes16 staged[];
+
+template <class T>
 __device__ __forceinline__ void multiply_many(const Matrix& w, const Inputs& in,
                                               const Split& split) {
-  constexpr int kParts = kGateUp ? 2 : 1;  // gate rows lie before up rows
-  constexpr int kOutputs = kBlockChannels / kParts;
-  constexpr int kPitch = kOutputs + 8;     // halves between rows of the staged result
-  extern __shared__ __align__(16) Bytes16 staged[];
-
+  using S = typename T::S;
   start_next_kernel();
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int warp_row = warp % 2 * kWarpRows, warp_output = warp / 2 * (kOutputs / 4);
-  const int outputs = w.channels / kParts, first = blockIdx.x * kOutputs;
-  const int first_row = blockIdx.y * kBlockRows;
-  const int steps = (w.columns + kStep - 1) / kStep;
-  const int begin = steps * blockIdx.z / gridDim.z, end = steps * (blockIdx.z + 1) / gridDim.z;
-  const unsigned per_group = 0xffffffffu / w.group_size + 1;
-  const int own = lane % 4 * kLaneColumns<4>;
-
-  Channels from[kWarpTiles];
-  Tile next[kWarpTiles] = {};
-#pragma unroll
-  for (int m = 0; m < kWarpTiles; ++m) {
-    const int part = kGateUp ? m : 0, tile = kGateUp ? 0 : 16 * m;
-    const int channel = first + warp_output + tile + lane / 4 + part * outputs;
-    const int last = (part + 1) * outputs - 1;
-    from[m] = find_channels<4>(w, min(channel, last), min(channel + 8, last));
-    load_tile<4>(next[m], w, from[m], begin * kStep + own, per_group);
-  }
-  wait_for_last_kernel();
-  if (begin < end) copy_rows(in, w.columns, first_row, begin, staged);
-
-  Sums sums = {};
-  for (int step = begin; step < end; ++step) {
-    if (step + 1 < end)
-      copy_rows(in, w.columns, first_row, step + 1, staged + (step + 1 - begin) % 2 * kStage);
-    else
-      end_copies();
-    Tile tiles[kWarpTiles];
-#pragma unroll
-    for (int m = 0; m < kWarpTiles; ++m) {
-      tiles[m] = next[m];
-      load_tile<4>(next[m], w, from[m], (step + 1) * kStep + own, per_group);
+  const T task{w, in};
+  for (int done = 0; done < split.share;) {
+    int at = blockIdx.x * split.share + done, left = min(split.share - done, task.total() - at);
+    if (left <= 0) return;
+    Sums<kRowTiles> sums;
+    {
+      const Segment now = task.segment(at, left);
+      Cells<T> next;
+      start_copies(task, now, staged, next);
+      sums = {};
+      multiply_segment(task, now, staged, next, sums);
     }
-    wait_for_copies<1>();
-    __syncthreads();
-    multiply_step(sums, tiles, staged + (step - begin) % 2 * kStage, warp_row);
-    __syncthreads();
-  }
-  if (!join_splits(sums, split)) return;
-
-  half_bits* result = (half_bits*)staged;  // [kBlockRows, kPitch]
-#pragma unroll
-  for (int n = 0; n < kRowTiles; ++n)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int row = warp_row + 8 * n + lane % 4 * 2 + i % 2;
-      const int output = warp_output + lane / 4 + i / 2 * 8;
-      float total[kWarpTiles];
-#pragma unroll
-      for (int m = 0; m < kWarpTiles; ++m) {
-        const int channel = min(first + output + (kGateUp ? 0 : 16 * m), outputs - 1);
-        const float bias = w.bias ? to_float(w.bias[channel + (kGateUp ? m * outputs : 0)]) : 0.0f;
-        total[m] = sums.at[m][n][i] + bias;
-      }
-      if (kGateUp) {
-        const float gated = total[0] / (1.0f + __expf(-total[0])) * total[1];
-        result[row * kPitch + output] = to_half(gated);
-      } else {
-#pragma unroll
-        for (int m = 0; m < kWarpTiles; ++m)
-          result[row * kPitch + output + 16 * m] = to_half(total[m]);
-      }
-    }
-  __syncthreads();
-  for (int i = threadIdx.x; i < kBlockRows * kOutputs / 8; i += kThreads) {
-    const int row = i / (kOutputs / 8), output = i % (kOutputs / 8) * 8;
-    if (first_row + row >= in.rows || first + output >= outputs) continue;
-    Bytes16 values = *(const Bytes16*)(result + row * kPitch + output);
-    const long long at = (long long)(first_row + row) * outputs + first + output;
-    if (in.residual) {
-      const Bytes16 more = *(const Bytes16*)(in.residual + at);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) values.word[j] = add_pairs(values.word[j], more.word[j]);
-    }
-    *(Bytes16*)(in.y + at) = values;
+    forget(done);
+    at = blockIdx.x * split.share + done, left = min(split.share - done, task.total() - at);
+    const Segment now = task.segment(at, left);
+    Sums<S::kSumTiles> joined = join_depths<S>(sums, staged);
+    if (join_blocks<S>(joined, now, task.steps, split)) finish(task, now, joined);
+    done += now.end - now.begin;
   }
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads) many_w4(Matrix w, Inputs in, Split split) {
-  multiply_many<false>(w, in, split);
-}
+#define MANY(channel_warps, row_warps, depth_warps, stages, gate_up, small, name)                  \
+  extern "C" __global__ void __launch_bounds__(32 * channel_warps * row_warps * depth_warps, 1) \
+      many_##name(Matrix w, Inputs in, Split split) {                                            \
+    using Block = Shape<channel_warps, row_warps, depth_warps, stages>;                          \
+    multiply_many<Task<Block, gate_up, small>>(w, in, split);                                          \
+  }
 
-extern "C" __global__ void __launch_bounds__(kThreads)
-many_gate_up_w4(Matrix w, Inputs in, Split split) {
-  multiply_many<true>(w, in, split);
-}
+MANY(2, 2, 2, 3, false, false, w4_128x128_3)
+MANY(2, 2, 2, 3, false, true, w4_128x128_3_small)
+MANY(2, 2, 2, 3, true, false, gate_up_w4_128x128_3)
+MANY(2, 2, 2, 3, true, true, gate_up_w4_128x128_3_small)
+MANY(2, 2, 2, 2, false, false, w4_128x128_2)
+MANY(2, 2, 2, 2, false, true, w4_128x128_2_small)
+MANY(2, 2, 2, 2, true, false, gate_up_w4_128x128_2)
+MANY(2, 2, 2, 2, true, true, gate_up_w4_128x128_2_small)
+MANY(4, 1, 2, 4, false, false, w4_256x64_4)
+MANY(4, 1, 2, 4, false, true, w4_256x64_4_small)
+MANY(4, 1, 2, 4, true, false, gate_up_w4_256x64_4)
+MANY(4, 1, 2, 4, true, true, gate_up_w4_256x64_4_small)
+MANY(4, 1, 2, 2, false, false, w4_256x64_2)
+MANY(4, 1, 2, 2, false, true, w4_256x64_2_small)
+MANY(4, 1, 2, 2, true, false, gate_up_w4_256x64_2)
+MANY(4, 1, 2, 2, true, true, gate_up_w4_256x64_2_small)
 
 // Eight neighbouring weights as halves, with the rounding of dequantising in fp16.
 template <int kBits>

@@ -67,11 +67,27 @@ __device__ __forceinline__ Bytes16 load_once_with_line(const void* at) {
   return b;
 }
 
+// What another block wrote: the second-level cache has it, the first-level one may not.
+__device__ __forceinline__ Bytes16 load_from_others(const void* at) {
+  Bytes16 b;
+  asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(b.word[0]), "=r"(b.word[1]), "=r"(b.word[2]), "=r"(b.word[3]) : "l"(at)
+               : "memory");
+  return b;
+}
+
 // 16 bytes from global to shared memory behind the thread's back, or zeros. Copies between two
 // ``end_copies`` are a group; ``wait_for_copies<n>`` waits for all but the n youngest groups.
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool wanted) {
   const unsigned shared = (unsigned)__cvta_generic_to_shared(to);
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               :: "r"(shared), "l"(from), "r"(wanted ? 16 : 0) : "memory");
+}
+
+// The same, where the rest of the 128 bytes around it is soon asked for, too.
+__device__ __forceinline__ void copy_async_with_line(void* to, const void* from, bool wanted) {
+  const unsigned shared = (unsigned)__cvta_generic_to_shared(to);
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
                :: "r"(shared), "l"(from), "r"(wanted ? 16 : 0) : "memory");
 }
 
@@ -120,3 +136,7 @@ __device__ __forceinline__ void fetch(const void* at, unsigned bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(at), "r"(bytes) : "memory");
 #endif
 }
+
+// The compiler forgets where a value came from: what is derived from it is computed anew, and takes
+// no registers in the meantime.
+__device__ __forceinline__ void forget(int& value) { asm volatile("" : "+r"(value)); }
