@@ -182,7 +182,28 @@ __device__ __forceinline__ void put_cells(const Cells<T>& cells, Bytes16* stage)
 
 template <int kTiles> struct alignas(16) Sums { float at[kTiles][kChannelTiles][4]; };
 
-// Half of each lane's columns of a step.
+// Weights of 16 channels and a quarter of a lane's columns, as two products take them.
+struct Weights { unsigned at[2][4]; };
+
+__device__ __forceinline__ Weights dequantised(const unsigned (&words)[2],
+                                               const unsigned (&cells)[2]) {
+  Weights a;
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    const unsigned scale = __byte_perm(cells[j], 0, 0x1010);
+    const unsigned offset = __byte_perm(cells[j], 0x64, 0x4242);  // 1024 + zero, as pairs are
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const unsigned pair = keep_and_set<0x000f000f, 0x64006400>(words[j] >> 4 * i);
+      a.at[i / 2][j + i % 2 * 2] = multiply_pairs(subtract_pairs(pair, offset), scale);
+    }
+  }
+  return a;
+}
+
+// Half of each lane's columns of a step. Dequantising runs 16 channels ahead of the tensor cores;
+// without the barriers the compiler would gather it, and the tensor cores would wait meanwhile.
+// ``meanwhile`` is called some times in between, with how many times it was before.
 template <class S, class Meanwhile>
 __device__ __forceinline__ void multiply_half(Sums<kRowTiles>& sums, const Bytes16* stage, int half,
                                               const Meanwhile& meanwhile) {
@@ -194,36 +215,35 @@ __device__ __forceinline__ void multiply_half(Sums<kRowTiles>& sums, const Bytes
   Bytes8 codes[kOwn];
 #pragma unroll
   for (int j = 0; j < kOwn; ++j) codes[j] = codes_at[8 * 4 * 2 * j];
+  const auto weights_of = [&](int quarter, int m) {
+    const unsigned words[2] = {codes[2 * m].word[quarter], codes[2 * m + 1].word[quarter]};
+    const unsigned cells[2] = {cells_at[8 * 4 * 2 * m], cells_at[8 * 4 * (2 * m + 1)]};
+    return dequantised(words, cells);
+  };
+  Weights next = weights_of(0, 0);
 #pragma unroll
   for (int quarter = 0; quarter < 2; ++quarter) {
-    unsigned a[kChannelTiles][2][4];
-#pragma unroll
-    for (int j = 0; j < kOwn; ++j) {
-      const unsigned word = codes[j].word[quarter], cell = cells_at[8 * 4 * j];
-      const unsigned scale = __byte_perm(cell, 0, 0x1010);
-      const unsigned offset = __byte_perm(cell, 0x64, 0x4242);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const unsigned pair = keep_and_set<0x000f000f, 0x64006400>(word >> 4 * i);
-        const unsigned code = subtract_pairs(pair, offset);
-        a[j / 2][i / 2][j % 2 + i % 2 * 2] = multiply_pairs(code, scale);
-      }
-    }
     const Bytes16* x_at = stage + place_of(warp.row * kWarpRows + r, 4 * t + 2 * half + quarter);
+    Bytes16 x[kRowTiles];
 #pragma unroll
-    for (int n = 0; n < kRowTiles; n += 2) {
-      const Bytes16 x[2] = {x_at[8 * n * kPieces], x_at[8 * (n + 1) * kPieces]};
+    for (int n = 0; n < kRowTiles; ++n) x[n] = x_at[8 * n * kPieces];
+#pragma unroll
+    for (int m = 0; m < kChannelTiles; ++m) {
+      const Weights a = next;
+      __syncwarp();
+      if (m + 1 < kChannelTiles)
+        next = weights_of(quarter, m + 1);
+      else if (quarter == 0)
+        next = weights_of(1, 0);
 #pragma unroll
       for (int i = 0; i < 2; ++i)
 #pragma unroll
-        for (int odd = 0; odd < 2; ++odd)
-#pragma unroll
-          for (int m = 0; m < kChannelTiles; ++m) {
-            const unsigned b[2] = {x[odd].word[2 * i], x[odd].word[2 * i + 1]};
-            multiply_tiles(sums.at[n + odd][m], a[m][i], b);
-          }
+        for (int n = 0; n < kRowTiles; ++n) {
+          const unsigned b[2] = {x[n].word[2 * i], x[n].word[2 * i + 1]};
+          multiply_tiles(sums.at[n][m], a.at[i], b);
+        }
+      if (quarter == 0) meanwhile(m);
     }
-    if (quarter == 0) meanwhile();
   }
 }
 
@@ -261,18 +281,18 @@ __device__ __forceinline__ void multiply_segment(const T& task, const Segment& n
     put_cells(next, stages + (i + kAhead - 1) % S::kStages * S::kStage);
     wait_for_copies<kAhead - 1>();
     __syncthreads();
-    const auto copy_next = [&] {
+    const auto copy_next = [&](int part) {  // in parts, so that tensor cores never wait for long
+      Bytes16* stage = stages + (i + kAhead) % S::kStages * S::kStage;
       if (step + kAhead < now.end) {
-        Bytes16* stage = stages + (i + kAhead) % S::kStages * S::kStage;
-        load_cells(next, task, now, step + kAhead);
-        copy_codes(task, now, step + kAhead, stage);
-        copy_rows(task, now, step + kAhead, stage);
+        if (part == 0) load_cells(next, task, now, step + kAhead);
+        if (part == 1) copy_codes(task, now, step + kAhead, stage);
+        if (part == 2) copy_rows(task, now, step + kAhead, stage);
       }
-      end_copies();
+      if (part == 2) end_copies();
     };
     const Bytes16* stage = stages + i % S::kStages * S::kStage;
     multiply_half<S>(sums, stage, S::own_warp_place().depth, copy_next);
-    if (S::kDepthWarps == 1) multiply_half<S>(sums, stage, 1, [] {});
+    if (S::kDepthWarps == 1) multiply_half<S>(sums, stage, 1, [](int) {});
   }
   __syncthreads();
 }
@@ -450,8 +470,8 @@ MANY(4, 1, 2, 2, true, true, gate_up_w4_256x64_2_small)
 
 // Eight neighbouring weights as halves, with the rounding of dequantising in fp16.
 template <int kBits>
-__device__ __forceinline__ Bytes16 dequantised(const Bytes16& codes, unsigned zero,
-                                               half_bits scale) {
+__device__ __forceinline__ Bytes16 dequantised_octet(const Bytes16& codes, unsigned zero,
+                                                     half_bits scale) {
   Bytes16 weights;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -487,7 +507,7 @@ __device__ __forceinline__ void dequantise(const Matrix& w, half_bits* out) {
     if (octet >= octets) break;
     const long long group = channel * groups + __umulhi(8 * octet, per_group);
     *(Bytes16*)(out + channel * w.columns + 8 * octet) =
-        dequantised<kBits>(codes[n], w.zeros[group], w.scales[group]);
+        dequantised_octet<kBits>(codes[n], w.zeros[group], w.scales[group]);
   }
 }
 
