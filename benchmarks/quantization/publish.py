@@ -20,6 +20,8 @@ from edge_perception.quantization.ladder_page import render_ladder
 from edge_perception.quantization.recipe import METHODS, Clipping
 
 _ORIGIN = ("machine", "torch", "date", "commit")
+_BY_WINDOW = ("window_ppl", "window_kl")
+"""For whoever compares two rows closely; too long for the ladder."""
 
 
 def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -30,7 +32,8 @@ def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _named(run: dict[str, Any]) -> dict[str, Any]:
     """A run with a name that tells it from the others of its model."""
-    made = {"name": f"b{run['bits']}-{run['method']}", **run}
+    kept = {key: value for key, value in run.items() if key not in _BY_WINDOW}
+    made = {"name": f"b{run['bits']}-{run['method']}", **kept}
     if made["method"] == "smoothquant" and made.get("activations") == "static":
         made["method"] = "smoothquant-static"
     if made["method"] == "w8a8" and made.get("activations") == "static":
