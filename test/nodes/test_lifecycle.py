@@ -194,6 +194,76 @@ def test_error_that_nobody_foresaw_fails_its_node_and_ends_no_thread(graph: Any)
     assert process.poll() is None
 
 
+SLOW = """
+import sys, time
+from edge_perception.nodes.managed import ManagedNode
+from edge_perception.nodes.runner import run
+
+class Started(ManagedNode):
+    def configure(self): pass
+    def cleanup(self): print(f"{self.get_name()} cleaned up", flush=True)
+    def counters(self): return {}
+
+class Slow(Started):
+    def configure(self):
+        print("building", flush=True)
+        time.sleep(3.0)
+        print("built", flush=True)
+        if "fails" in sys.argv:
+            raise OSError("no space is left")
+
+sys.exit(run(lambda: [Started("first", ()), Slow("slow", ()), Started("last", ())]))
+"""
+
+
+def start_slow(graph: Any, *arguments: str) -> subprocess.Popen[bytes]:
+    """Start three nodes; the second is configured for three seconds, as one that builds."""
+    command = [sys.executable, "-c", SLOW, *arguments, "--ros-args"]
+    command += ["-r", f"__ns:={graph.namespace}", "-p", "autostart:=true"]
+    command += ["-p", "exit_on_failure:=true"]
+    with (graph.folder / "slow.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    graph.processes.append(process)
+    graph.wait_for(lambda: "building" in graph.logs())
+    return process
+
+
+def test_other_nodes_work_and_answer_while_one_is_being_configured(graph: Any) -> None:
+    start_slow(graph)
+    graph.wait_for(lambda: graph.level("first") == "ok")
+    assert graph.state("first") == "active"
+    assert graph.state("last") == "unconfigured"
+    graph.wait_for(lambda: graph.message("last") == "unconfigured")
+    assert "built" not in graph.logs(), "all of it came while the second node was configured"
+
+    graph.wait_for(lambda: graph.level("slow") == graph.level("last") == "ok")
+
+
+def test_transition_asked_for_before_autostart_stands(graph: Any) -> None:
+    start_slow(graph)
+    assert graph.change_state("last", "configure")
+    assert "built" not in graph.logs()
+    graph.wait_for(lambda: "left to who asked before" in graph.logs())
+    assert graph.state("last") == "inactive"
+    graph.wait_for(lambda: graph.level("slow") == "ok")
+
+
+def test_interrupt_while_a_node_is_configured_starts_no_other_and_gives_all_back(
+    graph: Any,
+) -> None:
+    process = start_slow(graph)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 0
+    assert "Traceback" not in graph.logs()
+    told = [line for line in graph.logs().splitlines() if "cleaned up" in line]
+    assert told == ["slow cleaned up", "first cleaned up"], "and the last was never started"
+
+
+def test_slow_autostart_that_fails_ends_a_script_with_status_1_too(graph: Any) -> None:
+    assert start_slow(graph, "fails").wait(timeout=20) == 1
+    assert "no space is left" in graph.logs()
+
+
 def test_autostart_that_fails_ends_a_script_with_status_1_and_the_reason(
     graph: Any, tmp_path: Path
 ) -> None:
