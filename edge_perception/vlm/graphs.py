@@ -15,7 +15,7 @@ Capturing takes a second or two and synchronises the device: in a node it belong
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -67,13 +67,13 @@ class SegmentGraphs:
         self._marks = [torch.cuda.Event(blocking=True) for _ in range(_IN_FLIGHT)]
         self._tokens = torch.zeros(_IN_FLIGHT, dtype=torch.int64).pin_memory()
         torch.cuda.synchronize(device)  # weights may still be on their way
-        with torch.inference_mode(), self.work():
-            pool = torch.cuda.graph_pool_handle()
-            for rows in range(1, min(most_rows, decoder.capacity) + 1):
-                for sampling in (GREEDY, _DRAWN):
-                    self._capture_step(rows, sampling, pool)
-            decoder.start(GREEDY)
-        self._prompts = PromptGraphs(decoder, self._stream, prompt_rows)
+        try:
+            with torch.inference_mode(), self.work():
+                self._capture_steps(range(1, min(most_rows, decoder.capacity) + 1))
+            self._prompts = PromptGraphs(decoder, self._stream, prompt_rows)
+        except BaseException:
+            _reset(self._graphs)
+            raise
         decoder.prompts = self._prompts
 
     def queue(self, index: int, rows: int) -> int:
@@ -110,13 +110,18 @@ class SegmentGraphs:
         self._stream.synchronize()
         self._decoder.prompts = None
         self._prompts.close()
-        for graph in self._graphs.values():
-            graph.reset()
-        self._graphs.clear()
+        _reset(self._graphs)
 
     def _key(self, index: int, rows: int) -> tuple[int, int, bool]:
         chooses = index == len(self._decoder.segments) - 1
         return index, rows, chooses and self._decoder.sampling.temperature > 0.0
+
+    def _capture_steps(self, steps_rows: Iterable[int]) -> None:
+        pool = torch.cuda.graph_pool_handle()
+        for rows in steps_rows:
+            for sampling in (GREEDY, _DRAWN):
+                self._capture_step(rows, sampling, pool)
+        self._decoder.start(GREEDY)
 
     def _capture_step(self, rows: int, sampling: Sampling, pool: Any) -> None:
         decoder = self._decoder
@@ -161,15 +166,12 @@ class PromptGraphs:
         self.hidden = decoder.state.hidden.new_zeros(most, decoder.state.hidden.shape[1])
         self._positions = torch.arange(most, device=device)
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
-        with torch.inference_mode(), torch.cuda.stream(stream):
-            pool = torch.cuda.graph_pool_handle()
-            decoder.start(GREEDY)
-            for size in reversed(self._sizes):  # the largest first: the others use its memory
-                for index in range(len(decoder.segments)):
-                    run = partial(self._run, index, size)
-                    run()  # first in earnest: nothing may be loaded during a capture
-                    self._graphs[size, index] = captured(run, stream, pool)
-            stream.synchronize()
+        try:
+            with torch.inference_mode(), torch.cuda.stream(stream):
+                self._capture(stream)
+        except BaseException:
+            _reset(self._graphs)
+            raise
 
     def load(self, hidden: Tensor, positions: Tensor) -> int | None:
         rows = next((size for size in self._sizes if size >= len(hidden)), None)
@@ -183,14 +185,29 @@ class PromptGraphs:
         self._graphs[rows, index].replay()
 
     def close(self) -> None:
-        for graph in self._graphs.values():
-            graph.reset()
-        self._graphs.clear()
+        _reset(self._graphs)
         self._sizes = []
+
+    def _capture(self, stream: torch.cuda.ExternalStream) -> None:
+        pool = torch.cuda.graph_pool_handle()
+        self._decoder.start(GREEDY)
+        for size in reversed(self._sizes):  # the largest first: the others use its memory
+            for index in range(len(self._decoder.segments)):
+                run = partial(self._run, index, size)
+                run()  # first in earnest: nothing may be loaded during a capture
+                self._graphs[size, index] = captured(run, stream, pool)
+        stream.synchronize()
 
     def _run(self, index: int, rows: int) -> None:
         hidden, positions = self.hidden[:rows], self._positions[:rows]
         hidden.copy_(self._decoder.run_prompt_segment(index, hidden, positions))
+
+
+def _reset(graphs: MutableMapping[Any, torch.cuda.CUDAGraph]) -> None:
+    """Give the memory of graphs back, and forget them."""
+    for graph in graphs.values():
+        graph.reset()
+    graphs.clear()
 
 
 def captured(
