@@ -10,6 +10,7 @@ slot's turn in the ring makes certain in practice; if not, the slot counts as in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, closing
 
 import numpy as np
 from cuda.bindings import driver
@@ -46,9 +47,14 @@ class DeviceMemory:
         self._stride = -(-slot_bytes // _ALIGNMENT) * _ALIGNMENT
         self._shared = shared
         device.make_current()
-        self._base, self._staging = _allocate(device, slots, slot_bytes, self._stride)
-        self._stream = Stream(device, high_priority=True)
-        self._write_done = [Event(shared=shared) for _ in range(slots)]
+        with ExitStack() as owned:  # what was acquired before a later call fails is given back
+            self._base, self._staging = _allocate(device, slots, slot_bytes, self._stride)
+            owned.callback(_free, self._base, self._staging)
+            self._stream = owned.enter_context(closing(Stream(device, high_priority=True)))
+            self._write_done = [
+                owned.enter_context(closing(Event(shared=shared))) for _ in range(slots)
+            ]
+            self._owned = owned.pop_all()
         self._spare: list[Event] = []
         self._imported: dict[str, Event] = {}
         self._closed = False
@@ -148,11 +154,9 @@ class DeviceMemory:
         self._closed = True
         self._device.make_current()
         self._stream.synchronize()
-        for event in (*self._write_done, *self._spare, *self._imported.values()):
+        for event in (*self._spare, *self._imported.values()):
             event.close()
-        self._stream.close()
-        checked(driver.cuMemFree(self._base), "freeing the ring")
-        checked(driver.cuMemFreeHost(self._staging), "freeing the staging buffers")
+        self._owned.close()
 
     def _recycle(self, waited: set[Event]) -> None:
         """Keep this process's events for later reads; close those of other processes."""
@@ -313,6 +317,11 @@ def _allocate(device: Device, slots: int, slot_bytes: int, stride: int) -> tuple
             got=f"{free} of {total} device bytes free ({error})",
             mend="Use fewer slots or a smaller image, or free memory on the GPU.",
         ) from error
+
+
+def _free(base: int, staging: int) -> None:
+    checked(driver.cuMemFree(base), "freeing the ring")
+    checked(driver.cuMemFreeHost(staging), "freeing the staging buffers")
 
 
 def events_of(read_done: Iterable[ReadDone]) -> list[Event]:

@@ -9,6 +9,7 @@ reader in another process lets its own CPU wait for its last kernel before it gi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 
 from cuda.bindings import driver
 
@@ -23,22 +24,25 @@ from edge_perception.gpu.memory import ExportedMemory
 
 
 class MappedMemory:
-    """Shared host slots that the GPU of each process reads in place."""
+    """Shared host slots that the GPU of each process reads in place; closes ``host`` itself."""
 
     outlives_writer = True
 
     def __init__(self, host: HostMemory, device: Device) -> None:
         self._host = host
         self._device = device
-        device.make_current()
-        address, size = host.extent()
-        self._address = address
-        checked(
-            driver.cuMemHostRegister(address, size, driver.CU_MEMHOSTREGISTER_DEVICEMAP),
-            "registering shared memory with CUDA",
-        )
-        self._base = int(checked(driver.cuMemHostGetDevicePointer(address, 0), "mapping memory"))
-        self._closed = False
+        with ExitStack() as owned:  # what was acquired before a later call fails is given back
+            owned.callback(host.close)
+            device.make_current()
+            address, size = host.extent()
+            checked(
+                driver.cuMemHostRegister(address, size, driver.CU_MEMHOSTREGISTER_DEVICEMAP),
+                "registering shared memory with CUDA",
+            )
+            owned.callback(_unregister, address, device)
+            mapped = driver.cuMemHostGetDevicePointer(address, 0)
+            self._base = int(checked(mapped, "mapping memory"))
+            self._owned = owned.pop_all()
 
     @property
     def slot_bytes(self) -> int:
@@ -99,14 +103,14 @@ class MappedMemory:
         return self._host.export()
 
     def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        with giving_back("the registration of shared memory"):
-            self._device.make_current()
-            self._device.synchronize()
-            checked(driver.cuMemHostUnregister(self._address), "unregistering shared memory")
-        self._host.close()
+        self._owned.close()
+
+
+def _unregister(address: int, device: Device) -> None:
+    with giving_back("the registration of shared memory"):
+        device.make_current()
+        device.synchronize()
+        checked(driver.cuMemHostUnregister(address), "unregistering shared memory")
 
 
 class CudaMappedTransport:
