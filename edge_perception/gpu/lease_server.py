@@ -13,6 +13,8 @@ alive when the pidfd was taken.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
 import secrets
@@ -77,6 +79,7 @@ class LeaseServer:
         self._listener.listen(64)
         self._listener.setblocking(False)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._spare = os.eventfd(0, os.EFD_CLOEXEC)  # given up where no descriptor is free
         self._closing = False
         self._waiting: dict[_Session, int] = {}  # and the sequence above which it wants a frame
         self._selector = selectors.DefaultSelector()
@@ -118,7 +121,9 @@ class LeaseServer:
         self._sessions.clear()
         self._selector.close()
         self._listener.close()
-        os.close(self._wake)
+        for descriptor in (self._wake, self._spare):
+            if descriptor >= 0:
+                os.close(descriptor)
         return held
 
     def _run(self) -> None:
@@ -134,6 +139,8 @@ class LeaseServer:
         except OSError as error:  # the peer left again, or no descriptor is free
             self._refused += 1
             _LOG.warning("a frame reader could not be accepted: %s", error)
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._turn_away()
             return
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         pid, uid, _ = _CREDENTIALS.unpack(raw)
@@ -144,6 +151,19 @@ class LeaseServer:
             connection.close()
             return
         self._open_session(connection, pid)
+
+    def _turn_away(self) -> None:
+        """Hang up on who asks while no descriptor is free: waiting, it would keep this loop busy.
+
+        Where another thread has taken the spare's place, it waits for the next refusal's.
+        """
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
+        with contextlib.suppress(OSError):
+            self._listener.accept()[0].close()
+        with contextlib.suppress(OSError):
+            self._spare = os.eventfd(0, os.EFD_CLOEXEC)
 
     def _why_refused(self, pid: int, uid: int) -> str:
         if uid != os.getuid():

@@ -194,6 +194,22 @@ def test_attaching_to_a_ring_that_is_gone_says_so() -> None:
         FrameReader.attach(descriptor)
 
 
+def test_reader_is_turned_away_while_no_descriptor_is_free_and_the_next_is_served() -> None:
+    with make_ring() as ring, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asker:
+        asker.settimeout(5)
+        free = os.dup(asker.fileno())
+        os.close(free)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        try:
+            asker.connect(ring_address(ring.ring_id))
+            assert asker.recv(1) == b""
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        with FrameReader.attach(ring.descriptor(0)):
+            assert ring.counters.refused == 1, "asked once, refused once"
+
+
 def test_reader_waits_for_a_frame_and_gives_up_in_time() -> None:
     with make_ring() as ring, FrameReader.attach(ring.descriptor(0)) as reader:
         assert reader.acquire_newest() is None
