@@ -32,6 +32,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from edge_perception.core.cache import cache_folder
 from edge_perception.core.engine import EngineRecord, EngineSpec, parse_record
 from edge_perception.core.manifest import TensorSpec
 from edge_perception.errors import EngineError
@@ -76,8 +77,7 @@ class StoredEngine:
 
 def default_folder() -> Path:
     """Return the user's engine store: ``$XDG_CACHE_HOME/edge_perception/engines``."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "edge_perception" / "engines"
+    return cache_folder("engines")
 
 
 class EngineStore:

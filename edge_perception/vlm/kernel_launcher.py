@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from cuda.bindings import nvrtc
 
+from edge_perception.core.cache import cache_folder
 from edge_perception.gpu.cuda import get_device
 from edge_perception.gpu.kernel_module import Kernel, KernelModule, compile_text
 from edge_perception.vlm.kernel_arguments import Grid
@@ -61,7 +62,9 @@ def load_kernel(source: str, kernel: str, ordinal: int) -> Kernel:
 @cache
 def _load_module(source: str, ordinal: int) -> KernelModule:
     device = get_device(ordinal)
-    return KernelModule(device, source, cached_cubin(source, device.architecture, cache_folder()))
+    return KernelModule(
+        device, source, cached_cubin(source, device.architecture, cache_folder("kernels"))
+    )
 
 
 def cached_cubin(source: str, architecture: str, folder: Path) -> bytes:
@@ -89,9 +92,3 @@ def read_source(source: str) -> str:
     """A source of ``vlm/kernels`` behind what all of them share."""
     folder = resources.files("edge_perception.vlm") / "kernels"
     return "".join((folder / name).read_text() for name in ("ptx.cuh", "weights.cuh", source))
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "edge_perception" / "kernels"
