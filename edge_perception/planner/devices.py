@@ -134,6 +134,12 @@ def load_efficiency(device: DeviceProfile, precision: str) -> Efficiency:
             expected=" or ".join(map(str, table)),
             mend="Give --decode-efficiency and --prefill-efficiency.",
         )
+    if precision not in row["decode"]:
+        raise ConfigError(
+            f"no published efficiency for {precision} weights on {device.compute_capability}",
+            expected=" or ".join(row["decode"]),
+            mend="Give --decode-efficiency and --prefill-efficiency.",
+        )
     decode, prefill = Share(**row["decode"][precision]), Share(**row["prefill"])
     return Efficiency(decode, prefill, float(row.get("kernel_gap_us", KERNEL_GAP_US)))
 

@@ -65,13 +65,7 @@ def vision_bytes(folder: Path) -> int:
 
 def stored_tensors(path: Path) -> Iterator[tuple[str, int]]:
     """Names and bytes of a safetensors file's tensors, from its header alone."""
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        (length,) = struct.unpack("<Q", prefix) if len(prefix) == 8 else (0,)
-        if not 0 < length <= _LARGEST_HEADER:
-            raise CheckpointError(f"{path.name} is no sound safetensors file")
-        header = _parse_json(file.read(length), path.name)
-    for name, entry in header.items():
+    for name, entry in _read_header(path).items():
         if name == "__metadata__":
             continue
         try:
@@ -79,6 +73,19 @@ def stored_tensors(path: Path) -> Iterator[tuple[str, int]]:
             yield name, int(stop) - int(start)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path.name} is no sound safetensors file") from error
+
+
+def _read_header(path: Path) -> Mapping[str, Any]:
+    try:
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            (length,) = struct.unpack("<Q", prefix) if len(prefix) == 8 else (0,)
+            text = file.read(length) if 0 < length <= _LARGEST_HEADER else b""
+    except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be read ({error.strerror})") from error
+    if not text:
+        raise CheckpointError(f"{path.name} is no sound safetensors file")
+    return _parse_json(text, path.name)
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

@@ -98,6 +98,11 @@ def test_unknown_device_is_refused_with_those_there_are() -> None:
         load_device("orin-agx-128")
 
 
+def test_precision_without_a_published_share_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"int3 weights on 8\.7.*--decode-efficiency"):
+        load_efficiency(load_device("orin-nx-16"), "int3")
+
+
 def test_share_is_a_share() -> None:
     with pytest.raises(ConfigError, match="share above 0"):
         Share(65, "a percentage")

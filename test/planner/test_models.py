@@ -47,6 +47,11 @@ def test_damaged_safetensors_header_is_refused(tmp_path: Path, content: bytes) -
         list(stored_tensors(path))
 
 
+def test_file_of_tensors_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"gone\.safetensors cannot be read"):
+        list(stored_tensors(tmp_path / "gone.safetensors"))
+
+
 def test_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json"):
         load_planned_model(str(tmp_path))
