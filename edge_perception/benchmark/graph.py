@@ -142,6 +142,8 @@ def _judge(system: str, rows: Sequence[dict[str, Any]]) -> Measured:
         row for row, ns in zip(rows, arrivals, strict=True) if ns > arrivals[0] + _WARM_UP_S * 1e9
     ]
     times = [int(row["arrival_ns"]) for row in steady]
+    if len(times) < 2:
+        raise EdgePerceptionError(f"{system}: all but {len(times)} results came while warming up")
     own = [_non_inference_ns(row) for row in steady if row["joined"]]
     return Measured(
         system=system,

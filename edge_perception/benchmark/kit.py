@@ -85,8 +85,9 @@ def run_graph(bag: Path, model: Model, effort: Effort, out: Path, tell: Tell) ->
             load = Load(raw_bag, False, min(30.0, capacity / 2), effort.seconds)
             run = graph.measure(graph.OURS, load, model, stages=True)
             keep(f"stages_raw_{name}", run.stages_p50_ms)
-            own[name] = run.non_inference_ms.p50 if run.non_inference_ms else None
-            tell(f"raw {name}: everything but inference takes {own[name]:.2f} ms (p50)")
+            own[name] = p50 = run.non_inference_ms.p50 if run.non_inference_ms else None
+            taken = "an unknown time" if p50 is None else f"{p50:.2f} ms (p50)"
+            tell(f"raw {name}: everything but inference takes {taken}")
     keep("underload", {**underload, "non_inference_p50_ms": own})
     keep("idle", graph.idle(slow, model))
     load = Load(bag, True, effort.memory_fps, 0.0)

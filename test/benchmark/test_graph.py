@@ -57,6 +57,11 @@ def test_silence_is_an_error_not_a_figure() -> None:
         graph._judge(OURS, [row(0, 10)])
 
 
+def test_results_of_the_warm_up_alone_are_an_error_not_a_figure() -> None:
+    with pytest.raises(EdgePerceptionError, match="came while warming up"):
+        graph._judge(OURS, [row(i, 10) for i in range(5)])
+
+
 def test_percentile_of_too_few_frames_is_refused() -> None:
     few = Measured(OURS, 10.0, LatencySummary.of_ns([MS] * 50), None, {})
     with pytest.raises(EdgePerceptionError, match="too few frames"):
