@@ -24,6 +24,16 @@ def test_frame_after_the_work_waits_for_the_next() -> None:
     assert list(split.add_work(100, 110)) == [SplitFrame(10, beside_work=False)]
 
 
+def test_work_told_before_the_frame_arrived_counts_as_well() -> None:
+    split = ContentionSplit()
+    list(split.add_work(5, 10))
+    frames(split, (8, 20), (12, 22))
+    assert list(split.add_work(30, 40)) == [
+        SplitFrame(12, beside_work=True),  # it ended on its way
+        SplitFrame(10, beside_work=False),
+    ]
+
+
 def test_frame_is_told_once() -> None:
     split = ContentionSplit()
     frames(split, (0, 10))
