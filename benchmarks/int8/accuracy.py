@@ -140,7 +140,8 @@ def measure_yolox(bench: Bench) -> dict[str, Any]:
 
 
 # Every image of a half calibrates, so the half judges itself; the bound asks for all there is.
-_YOLOX = Recipe(judging=0, max_drop=1.0)
+# The headroom was chosen inside each half: calibrated on a quarter of the images, judged on another.
+_YOLOX = Recipe(judging=0, max_drop=1.0, headroom=1.25)
 
 
 def measure_calibrators(bench: Bench) -> list[dict[str, Any]]:
