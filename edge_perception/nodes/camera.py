@@ -344,14 +344,20 @@ class CameraNode(ManagedNode):
 
         What came while no reader asked was replaced on purpose, by a message that then waited to be
         taken; others were lost on the way. The publisher's own numbers tell how many, where the
-        middleware passes them on.
+        middleware passes them on; those of several publishers interleave, and rclpy does not tell
+        whose a number is, so there the stamps' rhythm decides.
         """
         missing = self._gaps.add(stamp_ns)
         number = information.get("publication_sequence_number")
         if number is not None:
-            missing = max(0, number - self._last_publication - 1) if self._last_publication else 0
+            skipped = max(0, number - self._last_publication - 1) if self._last_publication else 0
             self._last_publication = number
+            if not skipped or self._has_one_publisher():
+                missing = skipped
         self._counts["superseded" if self._left_waiting else "lost"] += missing
+
+    def _has_one_publisher(self) -> bool:
+        return bool(self.count_publishers(self._subscription.topic_name) <= 1)
 
     def _reject(self, error: EdgePerceptionError) -> None:
         self._counts["rejected"] += 1

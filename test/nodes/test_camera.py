@@ -134,6 +134,36 @@ def test_losses_before_the_node_are_told_with_what_mends_them(camera: CameraNode
     assert camera.counters()["lost_before_camera"] == 3
 
 
+def numbered(number: int) -> dict[str, int]:
+    return {"publication_sequence_number": number}
+
+
+def test_holes_in_the_publishers_numbers_are_losses_whatever_the_stamps(camera: CameraNode) -> None:
+    start_ns = now_ns(camera)
+    for i, number in enumerate((1, 2, 5, 6, 1, 2)):  # two are lost, then the driver starts anew
+        camera._on_image(image(start_ns + i * PERIOD_NS), numbered(number))
+    assert camera.counters()["lost_before_camera"] == 2
+
+
+def test_numbers_of_two_publishers_on_one_topic_are_no_losses(camera: CameraNode) -> None:
+    drivers = [rclpy.create_node(f"driver_{side}") for side in ("left", "right")]
+    try:
+        for driver in drivers:
+            driver.create_publisher(Image, "image", 1)
+        deadline = time.monotonic() + 10
+        while camera.count_publishers("/image") < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        start_ns = now_ns(camera)
+        for i in range(20):
+            number = i // 2 + (1000 if i % 2 else 1)
+            camera._on_image(image(start_ns + i * PERIOD_NS), numbered(number))
+        assert camera.counters()["lost_before_camera"] == 0
+    finally:
+        for driver in drivers:
+            driver.destroy_node()
+
+
 def test_steady_camera_is_well_and_a_silent_one_is_not(camera: CameraNode) -> None:
     assert camera.health() == (DiagnosticStatus.WARN, "no image yet")
     start_ns = now_ns(camera)
@@ -216,6 +246,7 @@ class LeftWaiting:
     """A subscription in place of the node's, where messages wait that nobody listened for."""
 
     msg_type = Image
+    topic_name = "image"
 
     def __init__(self, camera: CameraNode) -> None:
         self.handle = self
