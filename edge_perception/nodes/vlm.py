@@ -69,7 +69,6 @@ class VlmNode(ManagedNode):
         self._views = Views()
         self._topics: VlmTopics | None = None
         self._counts: Counter[str] = Counter()
-        self._last_error = ""
         self._broken = ""
         self._picture_wanted = False
         self._ears: list[Any] = []
@@ -155,7 +154,7 @@ class VlmNode(ManagedNode):
             **{name: self._worker.counts[name] for name in ("prompts", "answers", "captions")},
             **self._worker.counts,
             **self._counts,
-            "last_error": self._last_error or self._worker.last_error,
+            "last_error": self._worker.last_error,
             "cache_hits": cache.hits,
             "cache_misses": cache.misses,
             "cache_hit_rate": round(cache.hits / max(1, cache.hits + cache.misses), 4),
@@ -175,7 +174,7 @@ class VlmNode(ManagedNode):
             side_px = self._worker.answerer.sides_px[-1]
             return DiagnosticStatus.WARN, f"memory was short: pictures of {side_px} px from now on"
         if self.lately.grew("errors", self._errors()):
-            return DiagnosticStatus.WARN, self._last_error or self._worker.last_error
+            return DiagnosticStatus.WARN, self._worker.last_error
         return DiagnosticStatus.OK, "active"
 
     def _errors(self) -> int:
@@ -195,7 +194,7 @@ class VlmNode(ManagedNode):
             request = parse_request(message.data, values["max_prompt_bytes"])
         except RequestError as error:
             self._counts["malformed"] += 1
-            self._last_error = str(error)
+            worker.last_error = str(error)
             self._topics.tell_refusal(error)
             return
         if request.cancels:
@@ -231,7 +230,7 @@ class VlmNode(ManagedNode):
             picture = self._newest_picture()
         except EdgePerceptionError as error:
             self._counts["frames_failed"] += 1
-            self._last_error = str(error)
+            self._worker.last_error = str(error)
         self._picture_wanted = picture is None
         self._worker.put_picture(picture)
 

@@ -228,6 +228,14 @@ def test_short_memory_lowers_the_resolution_then_fails_clearly(graph: Any) -> No
     graph.wait_for(lambda: "memory was short" in graph.message("vlm"))
 
 
+def test_newest_error_is_the_one_told(graph: Any) -> None:
+    asking = start(graph, vlm__frame_timeout_ms=100.0)
+    asking.say("{broken")
+    graph.wait_for(lambda: "no JSON" in str(graph.counters("vlm").get("last_error")))
+    assert "no image" in asking.ask("nothing was shown").error
+    graph.wait_for(lambda: "no image" in str(graph.counters("vlm").get("last_error")))
+
+
 def test_broken_model_leaves_a_node_that_can_be_configured_again(graph: Any) -> None:
     asking = start(graph, {"breaks_at": 3})
     asking.show(9)
