@@ -98,10 +98,14 @@ def main() -> None:
     parser.add_argument("--commit", default="unknown")
     parser.add_argument("--most", type=int, help="look at so many questions only")
     parser.add_argument("--onnx-most", type=int, default=1000, help="for the CPU runtime")
+    parser.add_argument("--add-onnx", action="store_true", help="only that, into --out's report")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     questions = read_questions(options.data)[: options.most]
+    if options.add_onnx:
+        add_onnx(options.out, options.awq, questions[: options.onnx_most], options.data, device)
+        return
     scenes = [asked.image.split("_")[0] for asked in questions]
     side = ModelSize().image_px
     runs = {
@@ -123,6 +127,18 @@ def main() -> None:
     machine = {**describe_machine(), "torch": torch.__version__}
     report |= {"machine": machine, "date": utc_now(), "commit": options.commit}
     options.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def add_onnx(
+    out: Path, awq: Path, questions: Sequence[Asked], data: Path, device: torch.device
+) -> None:
+    """Measure the CPU runtime, and torch on the same questions, into a report that is there."""
+    side = ModelSize().image_px
+    report = json.loads(out.read_text())
+    expected = measure(awq, questions, data, device, side)
+    found = _onnx_report(measure_onnx(awq, questions, data, side), expected)
+    report["onnx_int4"] = {**found, "machine": describe_machine(), "date": utc_now()}
+    out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def _onnx_report(written: NDArray[np.float64], awq: NDArray[np.float64]) -> dict[str, Any]:
