@@ -28,10 +28,11 @@ import torch
 from gguf_ladder import Judge, join_pieces, machine, token_ids
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from verdict import tell_shares
 
 from edge_perception.errors import CheckpointError
 from edge_perception.quantization.encoding import ExportLayout
-from edge_perception.quantization.evaluate import gap_share, windows_of
+from edge_perception.quantization.evaluate import windows_of
 from edge_perception.quantization.grid import WeightFormat
 from edge_perception.quantization.job import Job, run_job
 from edge_perception.quantization.recipe import recipe_for
@@ -184,14 +185,6 @@ def as_they_come(work: Path, seconds: float) -> Iterator[Path]:
         if not new and time.monotonic() >= end:
             return
         time.sleep(0 if new else min(seconds, 0.5))
-
-
-def tell_shares(runs: list[dict[str, Any]], float_ppl: float) -> None:
-    """Tell every run's loss as a share of plain rounding's, once that is known."""
-    rtn = {run["bits"]: run["ppl"] for run in runs if run["method"] == "rtn"}
-    for run in runs:
-        if run["bits"] in rtn:
-            run["gap_share_of_rtn"] = gap_share(run["ppl"], float_ppl, rtn[run["bits"]])
 
 
 def compare_logits(work: Path, device: str) -> list[dict[str, Any]]:

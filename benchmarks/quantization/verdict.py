@@ -53,10 +53,20 @@ def verdict(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
 
 
 def verdicts(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Ours against every other implementation of the same method."""
-    ours = {run["method"]: run for run in runs if run["implementation"] == "ours"}
-    others = [run for run in runs if run["implementation"] != "ours" and run["method"] in ours]
+    """Ours against every other implementation of the same method, where windows are told."""
+    judged = [run for run in runs if "window_ppl" in run]
+    ours = {run["method"]: run for run in judged if run["implementation"] == "ours"}
+    others = [run for run in judged if run["implementation"] != "ours" and run["method"] in ours]
     return [verdict(ours[run["method"]], run) for run in others]
+
+
+def tell_shares(runs: Sequence[dict[str, Any]], float_ppl: float) -> None:
+    """Tell every run's loss as a share of plain rounding's, once that is known."""
+    rtn = {run["bits"]: run["ppl"] for run in runs if run["method"] == "rtn"}
+    for run in runs:
+        if run["bits"] in rtn:
+            lost = rtn[run["bits"]] - float_ppl
+            run["gap_share_of_rtn"] = (run["ppl"] - float_ppl) / lost
 
 
 def newest_rows(tables: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -75,6 +85,7 @@ def main() -> None:
     arguments = parser.parse_args()
     tables = [json.loads(file.read_text()) for file in arguments.tables]
     runs = newest_rows(tables)
+    tell_shares(runs, tables[-1]["float_ppl"])
     found = verdicts(runs)
     report = tables[-1] | {"schema": 1, "runs": runs, "verdicts": found}
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
