@@ -56,7 +56,8 @@ def build_library(checkout: Path, library: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         shim = Path(folder) / "shim.cu"
         shim.write_text(_SHIM.format(source=source, group=GROUP))
-        options = ["-O3", "--shared", "-Xcompiler", "-fPIC", f"-arch=sm_{major}{minor}"]
+        options = ["-O3", "--shared", "-Xcompiler", "-fPIC", "--expt-relaxed-constexpr"]
+        options += [f"-arch=sm_{major}{minor}"]
         subprocess.run(["nvcc", *options, "-o", str(library), str(shim)], check=True)
 
 
