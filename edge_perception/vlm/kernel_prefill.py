@@ -42,7 +42,7 @@ PASS_ROWS = 24
 """Rows up to which a packed weight is multiplied eight rows a pass."""
 
 FUSED_ROWS = 256
-FUSED_ROWS_HOPPER = 192
+FUSED_ROWS_HOPPER = 128
 """Rows up to which the packed product is used beyond that, on Ampere and from Hopper on."""
 
 SLICE_BYTES = 2**27

@@ -12,7 +12,7 @@
 // multiprocessor has the same to do whatever the matrix. Blocks that share a tile leave their sums
 // in memory; the last to come adds them up in the order of the columns: the same bits every time.
 //
-// It is meant for prompts of up to some two hundred rows. With more, dequantising once
+// It is meant for prompts of some hundred rows. With more, dequantising once
 // (`dequantise_*`, as fast as memory is) and the library's dense product are faster: on Hopper that
 // uses instructions (wgmma) which no other generation has.
 //
