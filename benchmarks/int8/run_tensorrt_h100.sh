@@ -2,7 +2,7 @@
 # On the H100 machine, in the repository's root, with TensorRT's bundle (seven parts and rest/'s
 # files, as make_trt_bundle.sh makes them) in $BUNDLE and the models of oracle.py in $MODELS:
 #
-#   benchmarks/int8/run_tensorrt_h100.sh build      start every build; returns at once
+#   benchmarks/int8/run_tensorrt_h100.sh build [--gpus 0 1] [--first MODEL ...]   returns at once
 #   benchmarks/int8/run_tensorrt_h100.sh wait 540   wait that many seconds at most, tell what is done
 #   benchmarks/int8/run_tensorrt_h100.sh measure    measure into $OUT, with the timing caches
 #
@@ -25,7 +25,7 @@ export PYTHONPATH=$PWD
 bench=("$TRT_PYTHON" -m benchmarks.int8.tensorrt_h100)
 
 case ${1:?build, wait or measure} in
-build) "${bench[@]}" build "$MODELS" --work "$WORK" ;;
+build) "${bench[@]}" build "$MODELS" --work "$WORK" "${@:2}" ;;
 wait)
     engines=$("${bench[@]}" build "$MODELS" --work "$WORK" --dry-run | wc -l)
     for _ in $(seq "${2:-540}"); do

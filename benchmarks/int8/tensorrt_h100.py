@@ -1,4 +1,4 @@
-"""FP16 against INT8 by TensorRT 8.5.3 on an H100: builds side by side, then one measurement.
+"""FP16 against INT8 by TensorRT 8.5.3 on an H100: builds in the background, then one measurement.
 
 TensorRT 8.5 is JetPack 5's; on an H100 its INT8 convolutions are the sm80 kernels of Orin's family.
 It runs in the bundle's Python 3.9 (run_tensorrt_h100.sh), where there is neither ONNX Runtime nor
@@ -10,10 +10,13 @@ OpenCV: oracle.py prepares the inputs before, and judges the outputs afterwards.
 MODELS is a folder with, for each model, ``NAME.float.onnx``, ``NAME.int8.onnx`` and ``NAME.npz``
 (``codes`` uint8 (N, ...) and ``scale``: an input is their product). What INT8 makes of these inputs
 goes into the folder of the results, in halves: oracle.py, on the machine that has ONNX Runtime,
-says how right that is. Each engine is built by a process of its own that outlives the command
-(setsid), into an engine store: a build that was cut off is begun again by the same command, with
-its timing cache; one that is done is left alone. FP16 is built from the float graph, INT8 from the
-Q/DQ graph with FP16 elsewhere, both with the same tactic sources.
+says how right that is.
+
+Each engine is built by a process of its own, into an engine store, one after the other on each GPU
+(``--gpus``), in the background: a build that was cut off is begun again by the same command, one
+that is done is left alone. Not side by side: builds on one GPU take turns in timing their tactics,
+and of eight on an H100 one had ended after eleven minutes. FP16 is built from the float graph, INT8
+from the Q/DQ graph with FP16 elsewhere, both with the same tactic sources.
 
 Latency is the time between two events around each inference on an otherwise idle GPU. The four
 ways (FP16 and INT8, enqueued and as a CUDA graph) take turns, so that drifting clocks hit all.
@@ -24,6 +27,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -48,7 +52,7 @@ WARM_UP, RUNS, ROUNDS = 50, 200, 5
 DEFINITIONS = {
     "fp16_ms": "p50 of the time between CUDA events around one inference; _graph: CUDA graph",
     "int8_over_fp16": "fp16_ms / int8_ms: how many times faster INT8 is",
-    "build_s": "wall time of one build among all, side by side on one GPU",
+    "build_s": "wall time of one build, alone on its GPU",
 }
 
 
@@ -80,10 +84,12 @@ class Job:
         )
 
 
-def find_jobs(models: Path) -> list[Job]:
+def find_jobs(models: Path, first: Sequence[str] = ()) -> list[Job]:
     """Return the engines to build, by model; both graphs and the oracle must be there."""
     jobs = []
-    for oracle in sorted(models.glob("*.npz")):
+    rank = {name: index for index, name in enumerate(first)}
+    oracles = models.glob("*.npz")
+    for oracle in sorted(oracles, key=lambda path: (rank.get(path.stem, len(rank)), path.stem)):
         for precision, kind in (("float16", "float"), ("int8", "int8")):
             onnx = models / f"{oracle.stem}.{kind}.onnx"
             if not onnx.is_file():
@@ -97,17 +103,36 @@ def find_jobs(models: Path) -> list[Job]:
 # Building.
 
 
-def start_builds(jobs: Sequence[Job], options: argparse.Namespace) -> None:
-    """Start one process an engine; each logs to a file and outlives this one."""
+def start_builds(options: argparse.Namespace) -> None:
+    """Start one process a GPU that builds its share of the engines and outlives this one."""
     options.work.mkdir(parents=True, exist_ok=True)
-    for job in jobs:
-        command = [sys.executable, "-m", "benchmarks.int8.tensorrt_h100", "build-one"]
-        command += [str(options.models), "--work", str(options.work)]
-        command += ["--only", job.model, job.precision]
-        log = options.work / f"{job.model}.{job.precision}.log"
-        with log.open("w") as file:
-            subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
-        print(f"started {job.model} {job.precision}, log {log}")
+    for lane, gpu in enumerate(options.gpus):
+        command = [*_command("build-lane", options), "--gpus", *options.gpus, "--lane", str(lane)]
+        with (options.work / f"lane{lane}.txt").open("w") as file:
+            subprocess.Popen(
+                [*command, "--first", *options.first],
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+                env={**os.environ, "CUDA_VISIBLE_DEVICES": gpu},
+            )
+
+
+def build_lane(jobs: Sequence[Job], options: argparse.Namespace) -> None:
+    """Build one GPU's share; a build that fails, or takes its process with it, ends alone."""
+    options.work.mkdir(parents=True, exist_ok=True)
+    pairs = list(by_model(jobs))[options.lane :: len(options.gpus)]
+    for job in (job for _, pair in pairs for job in pair):
+        command = [*_command("build-one", options), "--only", job.model, job.precision]
+        with (options.work / f"{job.model}.{job.precision}.log").open("w") as file:
+            ended = subprocess.run(command, stdout=file, stderr=file, check=False).returncode
+            if ended:
+                file.write(f"Error: the build's process ended with {ended}\n")
+
+
+def _command(name: str, options: argparse.Namespace) -> list[str]:
+    module = [sys.executable, "-m", "benchmarks.int8.tensorrt_h100"]
+    return [*module, name, str(options.models), "--work", str(options.work)]
 
 
 def obtain(job: Job, trt: Any, gpu: tuple[str, str], work: Path, policy: str) -> StoredEngine:
@@ -231,15 +256,15 @@ def measure_all(jobs: Sequence[Job], options: argparse.Namespace) -> None:
 
 
 def by_model(jobs: Sequence[Job]) -> Iterator[tuple[str, list[Job]]]:
-    """Yield each model's name and jobs."""
-    for name in sorted({job.model for job in jobs}):
+    """Yield each model's name and jobs, in the jobs' order."""
+    for name in dict.fromkeys(job.model for job in jobs):
         yield name, [job for job in jobs if job.model == name]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Build, or measure, or say what either would do."""
     options = parse(arguments)
-    jobs = find_jobs(options.models)
+    jobs = find_jobs(options.models, options.first)
     if options.only:
         jobs = [job for job in jobs if [job.model, job.precision] == options.only]
     if options.dry_run:
@@ -248,7 +273,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{options.command} {job.model} {job.precision}: {job.onnx} ({size_mb:.1f} MB)")
         return
     if options.command == "build":
-        start_builds(jobs, options)
+        start_builds(options)
+    elif options.command == "build-lane":
+        build_lane(jobs, options)
     elif options.command == "build-one":
         started = time.monotonic()
         obtain(jobs[0], import_tensorrt(), CudaRuntime().device(), options.work, "if_missing")
@@ -260,12 +287,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("command", choices=("build", "build-one", "measure"))
+    parser.add_argument("command", choices=("build", "build-lane", "build-one", "measure"))
     parser.add_argument("models", type=Path)
     parser.add_argument("--work", type=Path, required=True, help="the engine store and the logs")
     parser.add_argument("--out", type=Path, default=Path("out/int8_tensorrt_h100"))
     parser.add_argument("--commit", default="", help="noted in the JSON")
     parser.add_argument("--only", nargs=2, metavar=("MODEL", "PRECISION"), default=[])
+    parser.add_argument("--first", nargs="*", default=[], help="models to build before the others")
+    parser.add_argument("--gpus", nargs="+", default=["0"], help="to build on, by number")
+    parser.add_argument("--lane", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--dry-run", action="store_true", help="print the engines, do nothing")
     return parser.parse_args(arguments)
 

@@ -109,6 +109,20 @@ def test_dry_run_prints_every_engine_and_touches_nothing(
     assert not (models.parent / "work").exists()
 
 
+def test_first_models_are_built_first(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("build", models, "--dry-run", "--first", "trained")
+    assert capsys.readouterr().out.startswith("build trained float16")
+
+
+def test_build_that_fails_leaves_its_log_and_the_next_its_turn(models: Path) -> None:
+    # In a process of its own, where no TensorRT is faked: every build fails there.
+    run("build-lane", models, "--gpus", "0", "1", "--lane", "1")
+    logs = {path.name: path.read_text() for path in (models.parent / "work").glob("*.log")}
+    assert logs.keys() == {"trained.float16.log", "trained.int8.log"}
+    for log in logs.values():
+        assert log.splitlines()[-1].startswith("Error: the build's process ended with")
+
+
 def test_both_graphs_are_measured_and_judged(
     models: Path, frames: Path, trt: ModuleType, tmp_path: Path
 ) -> None:
