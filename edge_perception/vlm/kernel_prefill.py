@@ -6,8 +6,8 @@ dense product, which uses instructions that only Hopper has, wins although the w
 dequantised for it, a slice at a time. Between them `prefill.cu`, which multiplies weights as they
 are packed: how far it pays depends on the GPU.
 
-The limits are those that were measured on an H100 (``docs/decoder.md``), fixed, not measured anew
-at every start: the same prompt then gives the same bits in every process. On Ampere's smaller GPUs
+The limits follow from what was measured on an H100 (``docs/decoder.md``); they are fixed, not
+measured anew at every start: the same prompt then gives the same bits in every process. On Ampere's smaller GPUs
 writing and reading dense weights costs eight times the packed ones' bytes at a tenth of the
 bandwidth; the limit there follows from that and has not been measured.
 """
