@@ -7,9 +7,9 @@ dequantised for it, a slice at a time. Between them `prefill.cu`, which multipli
 are packed: how far it pays depends on the GPU.
 
 The limits follow from what was measured on an H100 (``docs/decoder.md``); they are fixed, not
-measured anew at every start: the same prompt then gives the same bits in every process. On Ampere's smaller GPUs
-writing and reading dense weights costs eight times the packed ones' bytes at a tenth of the
-bandwidth; the limit there follows from that and has not been measured.
+measured anew at every start: the same prompt then gives the same bits in every process. On
+Ampere's smaller GPUs writing and reading dense weights costs eight times the packed ones' bytes at
+a tenth of the bandwidth; the limit there follows from that and has not been measured.
 """
 
 from __future__ import annotations
