@@ -32,14 +32,6 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--labels", type=Path, help="COCO's JSON, for a folder of images")
     parser.add_argument("--out", type=Path, help="ONNX file to write; default: MODEL.int8.onnx")
     parser.add_argument("--calibrator", choices=_CALIBRATORS, default="mse")
-    parser.add_argument(
-        "--headroom",
-        type=float,
-        default=1.0,
-        metavar="FACTOR",
-        help="activations may reach so far past the calibrator's threshold; 1.25 helps where few"
-        " frames calibrate (default: 1)",
-    )
     parser.add_argument("--frames", type=int, default=128, help="to calibrate; %(default)s")
     parser.add_argument("--judging-frames", type=int, default=32, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of frames")
@@ -106,7 +98,6 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
     return Recipe(
         calibrator=options.calibrator,
-        headroom=options.headroom,
         frames=options.frames,
         judging=options.judging_frames,
         seed=options.seed,

@@ -19,10 +19,7 @@ from edge_perception.quantization.int8.qdq import write_qdq
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A float graph with the histograms of its tensors and its corrected biases.
-
-    ``headroom`` widens the scales of inner tensors: pictures to come reach further than those seen.
-    """
+    """A float graph with the histograms of its tensors and its corrected biases."""
 
     graph: FloatGraph
     layers: tuple[Layer, ...]
@@ -30,7 +27,6 @@ class Calibrated:
     histograms: Mapping[str, Histogram]
     calibrator: str
     biases: Mapping[str, Array]
-    headroom: float = 1.0
 
     def placement(self, float_layers: Collection[str]) -> Placement:
         """Where Q/DQ pairs go if ``float_layers`` stay float."""
@@ -38,13 +34,10 @@ class Calibrated:
 
     def scales(self, placement: Placement) -> dict[str, float]:
         """The scale of each group of a placement."""
-        return {group: self._scale(tensors) for group, tensors in placement.members().items()}
-
-    def _scale(self, tensors: Sequence[str]) -> float:
-        """The scale that ``tensors`` share; what a picture holds is bounded, and needs no room."""
-        scale = scale_of(merged([self.histograms[name] for name in tensors]), self.calibrator)
-        seen = all(_origin(self.graph, name) in self.graph.inputs for name in tensors)
-        return scale if seen else scale * self.headroom
+        return {
+            group: scale_of(merged([self.histograms[name] for name in tensors]), self.calibrator)
+            for group, tensors in placement.members().items()
+        }
 
     def build(self, float_layers: Collection[str], *, compact: bool = False) -> onnx.ModelProto:
         """The Q/DQ model in which all layers but ``float_layers`` compute in INT8."""
@@ -75,10 +68,9 @@ def calibrated(
     layers: tuple[Layer, ...],
     histograms: Mapping[str, Histogram],
     calibrator: str,
-    headroom: float = 1.0,
 ) -> Calibrated:
     """Return a calibrated model whose biases are still its own."""
-    return Calibrated(graph, layers, count_macs(graph), histograms, calibrator, {}, headroom)
+    return Calibrated(graph, layers, count_macs(graph), histograms, calibrator, {})
 
 
 def edge_layers(graph: FloatGraph, layers: Sequence[Layer]) -> list[str]:

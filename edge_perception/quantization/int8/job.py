@@ -181,7 +181,7 @@ def _calibrate(graph: FloatGraph, feed: _Feed, recipe: Recipe) -> Calibrated:
         )
     groups = place(graph, layers).groups
     histograms = collect_histograms(graph, list(groups), feed("calibrating"))
-    ready = calibrated(graph, layers, histograms, recipe.calibrator, recipe.headroom)
+    ready = calibrated(graph, layers, histograms, recipe.calibrator)
     return ready.with_biases(feed("correcting biases")) if recipe.correct_biases else ready
 
 

@@ -19,12 +19,10 @@ class Recipe:
     the multiply-accumulates stays in INT8 whatever the loss. ``exclude`` are shell patterns of
     layers to leave float; ``edges`` quantises the first and the predicting layers too.
     ``smooth_alpha`` 0 folds no layer norm. ``equalise`` evens out what convolutions read,
-    "if_needed" where too much is lost without. ``headroom`` (1 to 4) is by how much activations may
-    reach past the calibrator's threshold.
+    "if_needed" where too much is lost without.
     """
 
     calibrator: str = "mse"
-    headroom: float = 1.0
     frames: int = 128
     judging: int = 32
     seed: int = 0
@@ -45,8 +43,6 @@ class Recipe:
                 raise ConfigError(name, expected=expected, got=getattr(self, name))
         if self.frames < 1 or self.judging < 0:
             raise ConfigError("frames", expected="at least one", got=(self.frames, self.judging))
-        if not 1 <= self.headroom <= 4:
-            raise ConfigError("headroom", expected="1 to 4", got=self.headroom)
         if not (0 <= self.least_share <= 1 and 0 <= self.smooth_alpha <= 1):
             raise ConfigError(
                 "least_share and smooth_alpha",

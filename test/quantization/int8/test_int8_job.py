@@ -225,36 +225,6 @@ def test_equalised_model_that_is_no_better_is_not_taken(
     assert quantize_detector(conv_detector, frames, ALL).report["equalised_inputs"] == 0
 
 
-def activation_scales(model: onnx.ModelProto) -> dict[str, float]:
-    constants = {each.name: onnx.numpy_helper.to_array(each) for each in model.graph.initializer}
-    inner = {name for node in model.graph.node for name in node.output}
-    inputs = {value.name for value in model.graph.input}
-    return {
-        node.input[0]: float(constants[node.input[1]])
-        for node in model.graph.node
-        if node.op_type == "QuantizeLinear" and node.input[0] in inner | inputs
-    }
-
-
-def test_headroom_widens_all_scales_but_the_pictures(conv_detector: Path, frames: Frames) -> None:
-    def scales(headroom: float) -> dict[str, float]:
-        recipe = replace(ALL, headroom=headroom, max_drop=100, equalise="never")
-        return activation_scales(onnx.load(quantize_detector(conv_detector, frames, recipe).model))
-
-    before, after = scales(1.0), scales(1.25)
-    picture = onnx.load(conv_detector.with_name("model.onnx")).graph.input[0].name
-    assert len(before) > 2
-    assert after == pytest.approx(
-        {name: scale * (1 if name == picture else 1.25) for name, scale in before.items()}
-    )
-
-
-@pytest.mark.parametrize("headroom", [0.9, 4.1, float("nan")])
-def test_headroom_that_clips_or_wastes_is_refused(headroom: float) -> None:
-    with pytest.raises(ConfigError, match="headroom"):
-        Recipe(headroom=headroom)
-
-
 def test_missing_frames_are_made_up_for_by_variants(conv_detector: Path, frames: Frames) -> None:
     few, enough = (
         quantize_detector(conv_detector, frames, Recipe(frames=count, judging=2)).report
