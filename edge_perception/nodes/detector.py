@@ -34,7 +34,7 @@ from edge_perception.nodes.detector_parameters import (
 )
 from edge_perception.nodes.foresight import Foresight
 from edge_perception.nodes.frame_streams import FrameStream, RemoteFrameStream
-from edge_perception.nodes.managed import Health, ManagedNode
+from edge_perception.nodes.managed import OVERRIDABLE, Health, ManagedNode, reliable
 from edge_perception.nodes.messages import (
     to_classification,
     to_diagnostic_array,
@@ -106,17 +106,17 @@ class DetectorNode(ManagedNode):
         self._streams = self._given_streams or [
             RemoteFrameStream(self.resolve_topic_name(topic)) for topic in values["frames"]
         ]
-        reliable = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
         latched = QoSProfile(
             depth=1,
             reliability=ReliabilityPolicy.RELIABLE,
             durability=DurabilityPolicy.TRANSIENT_LOCAL,
         )
         publisher = self.create_lifecycle_publisher
-        self._results = publisher(*_RESULTS[type(self._model)], reliable)
+        topic = _RESULTS[type(self._model)]
+        self._results = publisher(*topic, reliable(5), qos_overriding_options=OVERRIDABLE)
         self._label_info = publisher(LabelInfo, "label_info", latched)
-        self._debug_image = publisher(Image, "~/debug_image", 1)
-        self._stages = publisher(DiagnosticArray, "~/stages", reliable)
+        self._debug_image = publisher(Image, "~/debug_image", 1, qos_overriding_options=OVERRIDABLE)
+        self._stages = publisher(DiagnosticArray, "~/stages", reliable(5))
 
     def activate(self) -> None:
         """Publish the class table and begin to take frames."""

@@ -12,6 +12,8 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.timer import Timer
 
 from edge_perception.core.lately import Lately
@@ -33,6 +35,9 @@ STARTING = (
     ),
 )
 DIAGNOSTICS_PERIOD_S = 1.0
+
+# Topics that a robot's other nodes read and write obey the standard parameters qos_overrides.
+OVERRIDABLE = QoSOverridingOptions.with_default_policies()
 
 Health = tuple[bytes, str]
 
@@ -210,7 +215,7 @@ class ManagedNode(LifecycleNode, abc.ABC):
         try:
             for name, value in changed.items():
                 self._table[name].check(value)
-            if self._configured:
+            if self._configured and changed:
                 self.apply_parameters({**self.parameter_values(), **changed})
         except EdgePerceptionError as error:
             return SetParametersResult(successful=False, reason=str(error))
@@ -219,6 +224,11 @@ class ManagedNode(LifecycleNode, abc.ABC):
     def parameter_values(self) -> dict[str, Any]:
         """Return every parameter of this node's table."""
         return {name: self.get_parameter(name).value for name in self._table}
+
+
+def reliable(depth: int) -> QoSProfile:
+    """A new profile each time: rclpy writes what ``qos_overrides`` say into the one it is given."""
+    return QoSProfile(depth=depth, reliability=ReliabilityPolicy.RELIABLE)
 
 
 def _in_words(error: Exception) -> str:

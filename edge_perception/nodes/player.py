@@ -21,14 +21,13 @@ import rclpy
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecyclePublisher
 from rclpy.qos import QoSProfile
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.timer import Timer
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from vision_msgs.msg import Detection2DArray
 
 from edge_perception.errors import ConfigError, EdgePerceptionError
-from edge_perception.nodes.managed import ManagedNode
+from edge_perception.nodes.managed import OVERRIDABLE, ManagedNode
 from edge_perception.nodes.messages import to_time
 from edge_perception.nodes.params import Declaration
 from edge_perception.nodes.runner import run
@@ -185,7 +184,7 @@ class PlayerNode(ManagedNode):
             _MESSAGE_CLASSES[msgtype],
             topic,
             QoSProfile(depth=_QOS_DEPTH),
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            qos_overriding_options=OVERRIDABLE,
         )
 
     def activate(self) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from vision_msgs.msg import Detection2DArray
 
 from edge_perception.core.contention import ContentionSplit, SplitFrame
@@ -20,7 +19,7 @@ from edge_perception.core.lately import SILENT_S
 from edge_perception.core.latency import LatencyWindow
 from edge_perception.core.ledger import Key, LedgerJoiner, LedgerRow
 from edge_perception.errors import ConfigError
-from edge_perception.nodes.managed import Health, ManagedNode
+from edge_perception.nodes.managed import OVERRIDABLE, Health, ManagedNode, reliable
 from edge_perception.nodes.messages import from_detection2d_array, from_status, to_nanoseconds
 from edge_perception.nodes.params import Declaration
 from edge_perception.nodes.runner import run
@@ -89,7 +88,6 @@ class ProfilerNode(ManagedNode):
 
     def activate(self) -> None:
         """Subscribe."""
-        reliable = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
         ears = [
             (Detection2DArray, "detections", self._on_detections),
             (DiagnosticArray, "/diagnostics", self._on_diagnostics),
@@ -98,7 +96,9 @@ class ProfilerNode(ManagedNode):
             ears.append((DiagnosticArray, "detector/stages", self._on_stages))
             ears.append((DiagnosticArray, "vlm/stages", self._on_vlm_work))
         self._subscriptions_made = [
-            self.create_subscription(message_type, topic, callback, reliable)
+            self.create_subscription(
+                message_type, topic, callback, reliable(100), qos_overriding_options=OVERRIDABLE
+            )
             for message_type, topic, callback in ears
         ]
 

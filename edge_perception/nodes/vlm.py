@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticStatus
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from std_msgs.msg import String
 from vision_msgs.msg import Detection2DArray
 
@@ -17,7 +16,7 @@ from edge_perception.core.answers import Answer, Request, parse_request
 from edge_perception.errors import ConfigError, EdgePerceptionError, RequestError
 from edge_perception.gpu.preprocess import to_rgb
 from edge_perception.nodes.frame_streams import FrameStream, RemoteFrameStream
-from edge_perception.nodes.managed import Health, ManagedNode
+from edge_perception.nodes.managed import OVERRIDABLE, Health, ManagedNode, reliable
 from edge_perception.nodes.messages import to_nanoseconds, to_seen_objects
 from edge_perception.nodes.runner import run
 from edge_perception.nodes.vlm_parameters import (
@@ -98,9 +97,8 @@ class VlmNode(ManagedNode):
         """Begin to listen and to answer."""
         assert self._stream is not None
         assert self._worker is not None
-        reliable = QoSProfile(depth=32, reliability=ReliabilityPolicy.RELIABLE)
         self._worker.start()
-        self._ears = [self.create_subscription(String, "~/prompt", self._on_prompt, reliable)]
+        self._ears = [self._listen(String, "~/prompt", self._on_prompt, 32)]
         self._timer = self.create_steady_timer(_LOOK_AROUND_S, self._look_around)
         self._stream.start(self, self._on_frame, eager=False)
         self._look_around()
@@ -204,6 +202,11 @@ class VlmNode(ManagedNode):
 
     # Frames and detections.
 
+    def _listen(self, kind: type, topic: str, callback: Callable[..., None], depth: int) -> Any:
+        return self.create_subscription(
+            kind, topic, callback, reliable(depth), qos_overriding_options=OVERRIDABLE
+        )
+
     def _choose_stream(self, values: Mapping[str, Any]) -> FrameStream:
         wanted: str = values["camera"]
         if self._given_streams is None:
@@ -261,10 +264,7 @@ class VlmNode(ManagedNode):
     def _listen_to_detections(self, *, wanted: bool) -> None:
         """Hear detections, which has the detector work, only while they are of use."""
         if wanted and self._detections is None:
-            newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
-            self._detections = self.create_subscription(
-                Detection2DArray, "detections", self._on_detections, newest
-            )
+            self._detections = self._listen(Detection2DArray, "detections", self._on_detections, 1)
         elif not wanted and self._detections is not None:
             self.destroy_subscription(self._detections)
             self._detections = None

@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.lifecycle import LifecycleNode
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
 from edge_perception.core.answers import Answer
 from edge_perception.detection.drawing import draw_caption
 from edge_perception.errors import RequestError
+from edge_perception.nodes.managed import OVERRIDABLE, reliable
 from edge_perception.nodes.messages import to_diagnostic_array, to_header, to_image, to_status
 from edge_perception.vlm.inbox import Asked
 from edge_perception.vlm.scene import SeenObject
@@ -26,14 +27,13 @@ class VlmTopics:
 
     def __init__(self, node: LifecycleNode) -> None:
         self._node = node
-        reliable = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
-        publisher = node.create_lifecycle_publisher
-        self._caption = publisher(String, "caption", reliable)
-        self._caption_text = publisher(String, "~/caption_text", reliable)
-        self._answer = publisher(String, "~/answer", reliable)
-        self._partial = publisher(String, "~/answer/partial", 10)
+        publisher = partial(node.create_lifecycle_publisher, qos_overriding_options=OVERRIDABLE)
+        self._caption = publisher(String, "caption", reliable(10))
+        self._caption_text = publisher(String, "~/caption_text", reliable(10))
+        self._answer = publisher(String, "~/answer", reliable(10))
+        self._partial = publisher(String, "~/answer/partial", reliable(10))
         self._debug_image = publisher(Image, "~/debug_image", 1)
-        self._stages = publisher(DiagnosticArray, "~/stages", reliable)
+        self._stages = publisher(DiagnosticArray, "~/stages", reliable(10))
 
     def close(self) -> None:
         """Destroy the publishers."""
@@ -61,7 +61,7 @@ class VlmTopics:
                 self._publish_partial(asked, picture, text)
 
     def _publish_partial(self, asked: Asked, picture: Picture, text: str) -> None:
-        partial = Answer(
+        so_far = Answer(
             id=asked.request.id,
             prompt=asked.request.prompt,
             text=text,
@@ -69,7 +69,7 @@ class VlmTopics:
             stamp_ns=picture.stamp_ns,
             frame_id=picture.frame_id,
         )
-        self._partial.publish(String(data=partial.to_json()))
+        self._partial.publish(String(data=so_far.to_json()))
 
     def tell_answer(
         self, asked: Asked, answer: Answer, picture: Picture | None, seen: Sequence[SeenObject]

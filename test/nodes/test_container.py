@@ -57,6 +57,24 @@ def test_every_raw_encoding_gives_the_same_box(running: Any, encoding: str, padd
     assert 0.8 < detection.results[0].hypothesis.score <= 1
 
 
+def test_quality_of_service_is_the_users_to_choose(graph: Any, manifest: Path) -> None:
+    topic = f"qos_overrides.{graph.namespace}/detections"
+    best_effort = {
+        f"detector__{topic}.publisher.reliability": "best_effort",
+        f"profiler__{topic}.subscription.reliability": "best_effort",
+    }
+    graph.start_container(manifest, **best_effort)
+    (published,) = graph.node.get_publishers_info_by_topic(f"{graph.namespace}/detections")
+    (heard,) = graph.node.get_subscriptions_info_by_topic(f"{graph.namespace}/detections")
+    for endpoint in (published, heard):
+        assert endpoint.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
+    (stages,) = graph.node.get_publishers_info_by_topic(f"{graph.namespace}/detector/stages")
+    assert stages.qos_profile.reliability == ReliabilityPolicy.RELIABLE, "its own, not theirs"
+    assert graph.change_state("detector", "deactivate")
+    assert graph.change_state("detector", "cleanup")
+    assert graph.change_state("detector", "configure"), "what is declared stays declared"
+
+
 def test_last_rows_padding_may_be_missing(running: Any) -> None:
     answer = detect(running, picture(GREEN), padding=5, last_padding=False)
     assert only_block(answer)[0] == "green_block"
