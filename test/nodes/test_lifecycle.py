@@ -196,6 +196,7 @@ def test_error_that_nobody_foresaw_fails_its_node_and_ends_no_thread(graph: Any)
 
 SLOW = """
 import sys, time
+from pathlib import Path
 from edge_perception.nodes.managed import ManagedNode
 from edge_perception.nodes.runner import run
 
@@ -207,7 +208,8 @@ class Started(ManagedNode):
 class Slow(Started):
     def configure(self):
         print("building", flush=True)
-        time.sleep(3.0)
+        while not Path(sys.argv[1]).exists():
+            time.sleep(0.5)
         print("built", flush=True)
         if "fails" in sys.argv:
             raise OSError("no space is left")
@@ -217,8 +219,8 @@ sys.exit(run(lambda: [Started("first", ()), Slow("slow", ()), Started("last", ()
 
 
 def start_slow(graph: Any, *arguments: str) -> subprocess.Popen[bytes]:
-    """Start three nodes; the second is configured for three seconds, as one that builds."""
-    command = [sys.executable, "-c", SLOW, *arguments, "--ros-args"]
+    """Start three nodes; the second is being configured, as one that builds, till ``end_build``."""
+    command = [sys.executable, "-c", SLOW, str(graph.folder / "may_end"), *arguments, "--ros-args"]
     command += ["-r", f"__ns:={graph.namespace}", "-p", "autostart:=true"]
     command += ["-p", "exit_on_failure:=true"]
     with (graph.folder / "slow.log").open("wb") as log:
@@ -228,21 +230,25 @@ def start_slow(graph: Any, *arguments: str) -> subprocess.Popen[bytes]:
     return process
 
 
+def end_build(graph: Any) -> None:
+    assert "built" not in graph.logs()
+    (graph.folder / "may_end").touch()
+
+
 def test_other_nodes_work_and_answer_while_one_is_being_configured(graph: Any) -> None:
     start_slow(graph)
     graph.wait_for(lambda: graph.level("first") == "ok")
     assert graph.state("first") == "active"
     assert graph.state("last") == "unconfigured"
     graph.wait_for(lambda: graph.message("last") == "unconfigured")
-    assert "built" not in graph.logs(), "all of it came while the second node was configured"
-
+    end_build(graph)
     graph.wait_for(lambda: graph.level("slow") == graph.level("last") == "ok")
 
 
 def test_transition_asked_for_before_autostart_stands(graph: Any) -> None:
     start_slow(graph)
     assert graph.change_state("last", "configure")
-    assert "built" not in graph.logs()
+    end_build(graph)
     graph.wait_for(lambda: "left to who asked before" in graph.logs())
     assert graph.state("last") == "inactive"
     graph.wait_for(lambda: graph.level("slow") == "ok")
@@ -253,6 +259,7 @@ def test_interrupt_while_a_node_is_configured_starts_no_other_and_gives_all_back
 ) -> None:
     process = start_slow(graph)
     process.send_signal(signal.SIGINT)
+    end_build(graph)
     assert process.wait(timeout=20) == 0
     assert "Traceback" not in graph.logs()
     told = [line for line in graph.logs().splitlines() if "cleaned up" in line]
@@ -260,7 +267,9 @@ def test_interrupt_while_a_node_is_configured_starts_no_other_and_gives_all_back
 
 
 def test_slow_autostart_that_fails_ends_a_script_with_status_1_too(graph: Any) -> None:
-    assert start_slow(graph, "fails").wait(timeout=20) == 1
+    process = start_slow(graph, "fails")
+    end_build(graph)
+    assert process.wait(timeout=20) == 1
     assert "no space is left" in graph.logs()
 
 
