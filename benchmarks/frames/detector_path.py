@@ -33,8 +33,9 @@ from edge_perception.gpu.ring import FrameRing
 from edge_perception.gpu.ring_spec import RingSpec
 from edge_perception.gpu.transports import transport_named
 from edge_perception.gpu.workspace import Workspace
+from training.detector.config import STRIDES, ModelConfig
 from training.detector.evaluate import activate
-from training.detector.model import STRIDES, ModelConfig, NanoDetector, fuse_batch_norm
+from training.detector.model import NanoDetector, fuse_batch_norm
 
 CLASSES = tuple(f"class_{i}" for i in range(10))
 HEIGHT, WIDTH = 480, 640

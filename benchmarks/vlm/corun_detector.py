@@ -34,7 +34,9 @@ from edge_perception.gpu.ring import FrameRing
 from edge_perception.gpu.ring_spec import RingSpec
 from edge_perception.gpu.transports import transport_named
 from edge_perception.gpu.workspace import Workspace
-from training.detector.model import ConvBlock, ModelConfig, NanoDetector, fuse_batch_norm
+from training.detector.blocks import ConvBlock
+from training.detector.config import ModelConfig
+from training.detector.model import NanoDetector, fuse_batch_norm
 
 _SMALL = ModelConfig(
     CLASSES, HEIGHT, WIDTH, widths=(32, 64, 128, 256, 512), depths=(1, 3, 3, 1), head_width=128

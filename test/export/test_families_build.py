@@ -22,8 +22,9 @@ from edge_perception.embedded import carried_file
 from edge_perception.quantization.int8.job import quantize_detector
 from edge_perception.quantization.int8.recipe import Recipe
 from edge_perception.trust.frames import Frames
+from training.detector.config import ModelConfig
 from training.detector.export import export_onnx, manifest_of
-from training.detector.model import ModelConfig, NanoDetector
+from training.detector.model import NanoDetector
 
 FIXED_SIZE = ("rt_detr", "vit")  # kinds whose checkpoint says how large its images are
 

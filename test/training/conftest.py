@@ -14,8 +14,8 @@ cv2 = pytest.importorskip("cv2")
 np = pytest.importorskip("numpy")
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the recipe is not installed
 
+from training.detector.config import ModelConfig
 from training.detector.dataset import FrameStore, load_frames
-from training.detector.model import ModelConfig
 
 torch.set_num_threads(1)  # such small tensors gain nothing from a second, busy core
 

@@ -11,6 +11,7 @@ pytest.importorskip("onnx")
 from edge_perception.core.manifest import parse_manifest
 from training.detector.average import WeightAverage
 from training.detector.checkpoint import load_checkpoint, save_checkpoint
+from training.detector.config import ModelConfig
 from training.detector.dataset import EMPTY, IGNORE, load_frames
 from training.detector.evaluate import (
     describe_exam,
@@ -20,7 +21,7 @@ from training.detector.evaluate import (
     torch_predictor,
 )
 from training.detector.export import export_onnx, manifest_of
-from training.detector.model import ModelConfig, NanoDetector
+from training.detector.model import NanoDetector
 from training.detector.schedule import Budget, phase_at
 from training.detector.train import Recipe, Trainer, train
 

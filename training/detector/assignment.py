@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from training.detector.boxes import iou
-from training.detector.model import STRIDES
+from training.detector.config import STRIDES
 
 _TOP_IOUS = 10
 _IOU_COST = 3.0

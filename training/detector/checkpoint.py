@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from training.detector.model import ModelConfig, NanoDetector
+from training.detector.config import ModelConfig
+from training.detector.model import NanoDetector
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -23,8 +23,9 @@ import yaml
 from torch import Tensor, nn
 
 from training.detector.checkpoint import load_checkpoint
+from training.detector.config import STRIDES, ModelConfig
 from training.detector.evaluate import activate
-from training.detector.model import STRIDES, ModelConfig, NanoDetector, fuse_batch_norm
+from training.detector.model import NanoDetector, fuse_batch_norm
 
 _OPSET = 16  # 17 writes layer norms as one node, which TensorRT 8.5 does not read
 _TOLERANCE = 1e-3

@@ -21,8 +21,9 @@ import onnxruntime
 import torch
 from torch import nn
 
+from training.detector.config import ModelConfig
 from training.detector.export import export_onnx
-from training.detector.model import ModelConfig, NanoDetector
+from training.detector.model import NanoDetector
 from training.detector.record import describe_machine
 
 _CLASSES = tuple(f"class{i}" for i in range(12))

@@ -24,10 +24,11 @@ from torch import Tensor
 from training.detector.augment import augmented_batch
 from training.detector.average import WeightAverage
 from training.detector.checkpoint import load_checkpoint, save_checkpoint
+from training.detector.config import ModelConfig
 from training.detector.dataset import FrameStore, load_frames
 from training.detector.evaluate import evaluate, torch_predictor
 from training.detector.loss import Loss, detection_loss
-from training.detector.model import ModelConfig, NanoDetector, grid_cells
+from training.detector.model import NanoDetector, grid_cells
 from training.detector.schedule import Budget, Phase, phase_at
 from training.run_log import RunLog
 

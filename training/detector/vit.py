@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from transformers import VitDetConfig, VitDetModel
 
-from training.detector.model import ConvBlock
+from training.detector.blocks import ConvBlock
 
 if TYPE_CHECKING:
-    from training.detector.model import ModelConfig
+    from training.detector.config import ModelConfig
 
 PATCH_PX = 16
 HEAD_WIDTH = 64
