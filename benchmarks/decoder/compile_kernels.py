@@ -17,7 +17,7 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
-from edge_perception.core.machine import describe_code, describe_machine, utc_now
+from benchmarks.decoder.results import run_facts
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_87", "sm_90")
 SOURCES = (
@@ -48,9 +48,7 @@ def main() -> int:
         [options.nvcc, "--version"], capture_output=True, text=True, check=True
     )
     result = {
-        "machine": describe_machine(),
-        "date": utc_now(),
-        "code": describe_code(),
+        **run_facts(),
         "compiler": version.stdout.strip().splitlines()[-2],
         "kernels": kernels,
     }

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edge_perception.core.machine import describe_code, describe_machine, utc_now
+from benchmarks.decoder.results import run_facts
 from edge_perception.quantization.calibration import read_token_ids
 from edge_perception.quantization.encoding import round_alone
 from edge_perception.quantization.evaluate import measure_fidelity, windows_of
@@ -66,9 +66,7 @@ def main() -> None:
     token_ids = read_token_ids(options.text, options.tokenizer).to(device)
     windows = windows_of(token_ids, options.window, options.windows)
     result: dict[str, Any] = {
-        "machine": describe_machine(),
-        "date": utc_now(),
-        "code": describe_code() | ({"commit": options.commit} if options.commit else {}),
+        **run_facts(options.commit),
         "model": options.float.stem,
         "text": options.text.name,
         "dtype": "float32" if options.device == "cpu" else "float16, kernels",

@@ -11,19 +11,17 @@ every part, and what the time does not allow for is left out.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.decoder.random_models import RandomModel, read_model
-from benchmarks.decoder.results import BEST, CONTEXTS, SHAPES, Results
+from benchmarks.decoder.results import BEST, CONTEXTS, Results, shapes_parser
 from benchmarks.decoder.timing import copy_bandwidth_gb_s, percentiles, times_ms, wall_ms
 from edge_perception.gpu.cuda import Stream, get_device
 from edge_perception.vlm.decoder import Decoder
@@ -228,12 +226,7 @@ def fill_randomly(layer: Any) -> None:
 
 def main() -> int:
     """Run the shapes asked for, until the time is up; 1 where a part failed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", choices=SHAPES, default=SHAPES)
-    parser.add_argument("--commit", help="of the code, where this is no checkout")
-    parser.add_argument("--seconds", type=float, default=600.0)
-    options = parser.parse_args()
+    options = shapes_parser(__doc__).parse_args()
     ends = time.monotonic() + options.seconds
     results = Results(options.out)
     results.stamp(options.commit)

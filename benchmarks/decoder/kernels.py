@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edge_perception.core.machine import describe_code, describe_machine, utc_now
+from benchmarks.decoder.results import run_facts
 from edge_perception.vlm.kernel_launcher import GpuLauncher
 from edge_perception.vlm.kernel_operators import KernelOperators
 from edge_perception.vlm.kv_cache import FloatKvLayer, Int8KvLayer, KvLayer
@@ -285,7 +285,7 @@ def main() -> None:
     bandwidth = copy_bandwidth_gb_s()
     print(f"copy {bandwidth:.0f} GB/s", flush=True)
     result: dict[str, Any] = {
-        "machine": describe_machine(), "date": utc_now(), "code": describe_code(),
+        **run_facts(),
         "weights": "random", "copy_bandwidth_gb_s": round(bandwidth, 1), "kernels": [],
     }  # fmt: skip
     for row in rows(KernelOperators(GpuLauncher(), "cuda"), bandwidth, options.only):

@@ -11,13 +11,11 @@ to as a whole, so it is given no more slots than the contexts of the table's fir
 
 from __future__ import annotations
 
-import argparse
 import gc
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +25,7 @@ from transformers import DynamicCache, StaticCache
 
 from benchmarks.decoder.compiled_peer import CompiledSteps
 from benchmarks.decoder.random_models import RandomModel, read_model
-from benchmarks.decoder.results import Results
+from benchmarks.decoder.results import Results, shapes_parser
 from benchmarks.decoder.timing import copy_bandwidth_gb_s, percentiles, times_ms
 from edge_perception.vlm.assembly import build_skeleton, set_parameter
 from edge_perception.vlm.decoder import Decoder
@@ -257,13 +255,10 @@ class Peers:
 @torch.no_grad()
 def main() -> int:
     """Run the peers asked for, until the time is up; 1 where one failed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", choices=SHAPES, default=SHAPES)
+    parser = shapes_parser(__doc__)
+    parser.set_defaults(only=SHAPES)
     parser.add_argument("--whole", nargs="*", choices=SHAPES, default=SHAPES[:1],
                         help="compiled as a whole too: a minute each")  # fmt: skip
-    parser.add_argument("--commit", help="of the code, where this is no checkout")
-    parser.add_argument("--seconds", type=float, default=600.0)
     options = parser.parse_args()
     results = Results(options.out)
     results.stamp(options.commit)

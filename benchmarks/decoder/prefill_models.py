@@ -8,20 +8,17 @@ token, the best of some; what graphs cost (seconds to capture, memory that they 
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.decoder.h100 import CAPACITY, PREFILLS, prefill_of
 from benchmarks.decoder.random_models import RandomModel, read_model
-from benchmarks.decoder.results import SHAPES
+from benchmarks.decoder.results import run_facts, shapes_parser
 from benchmarks.decoder.timing import wall_ms
-from edge_perception.core.machine import describe_code, describe_machine, utc_now
 from edge_perception.gpu.cuda import Stream, get_device
 from edge_perception.vlm.decoder import Decoder
 from edge_perception.vlm.graphs import SegmentGraphs, gpu_operators
@@ -62,19 +59,13 @@ def measure(
 
 def main() -> None:
     """Measure, print as it goes, write; what the time does not allow for is left out."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", choices=SHAPES, default=SHAPES)
-    parser.add_argument("--commit", help="of the code, where this is no checkout")
-    parser.add_argument("--seconds", type=float, default=600.0)
-    options = parser.parse_args()
+    options = shapes_parser(__doc__).parse_args()
     ends = time.monotonic() + options.seconds
     result: dict[str, Any] = {
         "what": "a prompt's prefill in one chunk, the caller's time, random weights",
-        "machine": describe_machine(), "date": utc_now(),
-        "code": describe_code() | ({"commit": options.commit} if options.commit else {}),
+        **run_facts(options.commit),
         "models": {},
-    }  # fmt: skip
+    }
     operators, stream = gpu_operators(), Stream(get_device())
     for name in options.only:
         if time.monotonic() > ends:

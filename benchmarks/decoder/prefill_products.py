@@ -30,7 +30,7 @@ from benchmarks.decoder.kernels import (
     graph_times_us,
     random_weight,
 )
-from edge_perception.core.machine import describe_code, describe_machine, utc_now
+from benchmarks.decoder.results import run_facts
 from edge_perception.vlm.kernel_launcher import GpuLauncher
 from edge_perception.vlm.kernel_operators import KernelOperators
 from edge_perception.vlm.operators import SAME_ORDER_ROWS
@@ -130,8 +130,7 @@ def main() -> None:
     parser.add_argument("--commit", help="of the code, where this is no checkout")
     options = parser.parse_args()
     result: dict[str, Any] = {
-        "machine": describe_machine(), "date": utc_now(),
-        "code": describe_code() | ({"commit": options.commit} if options.commit else {}),
+        **run_facts(options.commit),
         "weights": "random, 4 bits in groups of 128",
         "copy_bandwidth_gb_s": round(copy_bandwidth_gb_s(), 1), "models": {},
     }  # fmt: skip

@@ -57,9 +57,7 @@ class Results:
         """Say what is measured here, on what and when; ``commit`` where this is no checkout."""
         self.figures |= {
             "what": "batch-1 decode of true architectures with random weights, by CUDA events",
-            "machine": describe_machine(),
-            "date": utc_now(),
-            "code": describe_code() | ({"commit": commit} if commit else {}),
+            **run_facts(commit),
         }
 
     def shape(self, name: str) -> dict[str, Any]:
@@ -117,6 +115,25 @@ def summary(shape: str, figures: dict[str, Any]) -> dict[str, Any]:
         "bytes": moved,
         "memory_bytes": {name: variant["memory"] for name, variant in found["decode"].items()},
     }
+
+
+def run_facts(commit: str | None = None) -> dict[str, Any]:
+    """Machine, date and code of a run; ``commit`` of the code where this is no checkout."""
+    return {
+        "machine": describe_machine(),
+        "date": utc_now(),
+        "code": describe_code() | ({"commit": commit} if commit else {}),
+    }
+
+
+def shapes_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options of a script that goes through the shapes until its time is up."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", choices=SHAPES, default=SHAPES)
+    parser.add_argument("--commit", help="of the code, where this is no checkout")
+    parser.add_argument("--seconds", type=float, default=600.0)
+    return parser
 
 
 def times_of(variant: dict[str, Any]) -> dict[str, float]:

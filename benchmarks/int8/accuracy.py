@@ -101,10 +101,10 @@ def measure_vit(bench: Bench) -> dict[str, Any]:
     return _judge_on_exam(bench, bench.options.vit)
 
 
-def _judge_on_exam(bench: Bench, path: Path) -> dict[str, Any]:
-    manifest, model = load_manifest(path)
+def _judge_on_exam(bench: Bench, detector: Path) -> dict[str, Any]:
+    manifest, model = load_manifest(detector)
     out = bench.folder / f"{manifest.name}.int8.onnx"
-    outcome = quantize_detector(path, bench.calibration_frames(), Recipe(), out)
+    outcome = quantize_detector(detector, bench.calibration_frames(), Recipe(), out)
     entries = bench.exam.entries
     found = [coco.detect(manifest, path, bench.exam, entries) for path in (model, out)]
     return {

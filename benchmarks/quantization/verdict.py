@@ -62,11 +62,12 @@ def verdicts(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def tell_shares(runs: Sequence[dict[str, Any]], float_ppl: float) -> None:
     """Tell every run's loss as a share of plain rounding's, once that is known."""
+    from edge_perception.quantization.evaluate import gap_share  # torch: only where models are
+
     rtn = {run["bits"]: run["ppl"] for run in runs if run["method"] == "rtn"}
     for run in runs:
         if run["bits"] in rtn:
-            lost = rtn[run["bits"]] - float_ppl
-            run["gap_share_of_rtn"] = (run["ppl"] - float_ppl) / lost
+            run["gap_share_of_rtn"] = gap_share(run["ppl"], float_ppl, rtn[run["bits"]])
 
 
 def newest_rows(tables: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
