@@ -12,11 +12,12 @@ MODELS is a folder with, for each model, ``NAME.float.onnx``, ``NAME.int8.onnx``
 goes into the folder of the results, in halves: oracle.py, on the machine that has ONNX Runtime,
 says how right that is.
 
-Each engine is built by a process of its own, into an engine store, one after the other on each GPU
-(``--gpus``), in the background: a build that was cut off is begun again by the same command, one
-that is done is left alone. Not side by side: builds on one GPU take turns in timing their tactics,
-and of eight on an H100 one had ended after eleven minutes. FP16 is built from the float graph, INT8
-from the Q/DQ graph with FP16 elsewhere, both with the same tactic sources.
+Each engine is built by a process of its own, into an engine store, in the background, by lanes that
+take the next engine that no other lane has: one lane for each GPU in ``--gpus`` (a GPU may be named
+twice), and the same command once more adds lanes. What is built, or failed, is left alone, what was
+cut off is begun again. Lanes on one GPU take turns in timing their tactics: of eight engines side
+by side on an H100 one had ended after eleven minutes. FP16 is built from the float graph, INT8 from
+the Q/DQ graph with FP16 elsewhere, both with the same tactic sources.
 
 Latency is the time between two events around each inference on an otherwise idle GPU. The four
 ways (FP16 and INT8, enqueued and as a CUDA graph) take turns, so that drifting clocks hit all.
@@ -25,16 +26,19 @@ ways (FP16 and INT8, enqueued and as a CUDA graph) take turns, so that drifting 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import json
+import logging
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -48,11 +52,13 @@ from edge_perception.core.machine import describe_machine, utc_now
 
 TACTICS = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
 WORKSPACE_MIB = 4096
+WORDS = "%(relativeCreated)d %(message)s"  # ms from the start
+ENDED = re.compile("^(built|Error)", re.MULTILINE)  # in a build's log
 WARM_UP, RUNS, ROUNDS = 50, 200, 5
 DEFINITIONS = {
     "fp16_ms": "p50 of the time between CUDA events around one inference; _graph: CUDA graph",
     "int8_over_fp16": "fp16_ms / int8_ms: how many times faster INT8 is",
-    "build_s": "wall time of one build, alone on its GPU",
+    "build_s": "wall time of one build; others may have run on the same GPU",
 }
 
 
@@ -104,13 +110,13 @@ def find_jobs(models: Path, first: Sequence[str] = ()) -> list[Job]:
 
 
 def start_builds(options: argparse.Namespace) -> None:
-    """Start one process a GPU that builds its share of the engines and outlives this one."""
+    """Start one process a lane, which outlives this one."""
     options.work.mkdir(parents=True, exist_ok=True)
-    for lane, gpu in enumerate(options.gpus):
-        command = [*_command("build-lane", options), "--gpus", *options.gpus, "--lane", str(lane)]
-        with (options.work / f"lane{lane}.txt").open("w") as file:
+    command = [*_command("build-lane", options), "--first", *options.first]
+    with (options.work / "lanes.txt").open("a") as file:
+        for gpu in options.gpus:
             subprocess.Popen(
-                [*command, "--first", *options.first],
+                command,
                 stdout=file,
                 stderr=file,
                 start_new_session=True,
@@ -119,20 +125,37 @@ def start_builds(options: argparse.Namespace) -> None:
 
 
 def build_lane(jobs: Sequence[Job], options: argparse.Namespace) -> None:
-    """Build one GPU's share; a build that fails, or takes its process with it, ends alone."""
+    """Build what no other lane has; a build that fails, or takes its process with it, ends alone.
+
+    A lane holds the lock of a build's log while it builds; the lock ends with the build's process.
+    """
     options.work.mkdir(parents=True, exist_ok=True)
-    pairs = list(by_model(jobs))[options.lane :: len(options.gpus)]
-    for job in (job for _, pair in pairs for job in pair):
-        command = [*_command("build-one", options), "--only", job.model, job.precision]
-        with (options.work / f"{job.model}.{job.precision}.log").open("w") as file:
-            ended = subprocess.run(command, stdout=file, stderr=file, check=False).returncode
-            if ended:
-                file.write(f"Error: the build's process ended with {ended}\n")
+    for job in jobs:
+        with (options.work / f"{job.model}.{job.precision}.log").open("a+") as log:
+            try:
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            log.seek(0)
+            if not ENDED.search(log.read()):
+                _build_in_process(job, options, log)
+
+
+def _build_in_process(job: Job, options: argparse.Namespace, log: TextIO) -> None:
+    command = [*_command("build-one", options), "--only", job.model, job.precision]
+    ended = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+    if ended:
+        log.write(f"Error: the build's process ended with {ended}\n")
 
 
 def _command(name: str, options: argparse.Namespace) -> list[str]:
     module = [sys.executable, "-m", "benchmarks.int8.tensorrt_h100"]
     return [*module, name, str(options.models), "--work", str(options.work)]
+
+
+def keep_words(path: Path) -> None:
+    """Keep all that TensorRT tells, with times: what a slow build did is in there."""
+    logging.basicConfig(filename=path, filemode="w", level=logging.DEBUG, format=WORDS)
 
 
 def obtain(job: Job, trt: Any, gpu: tuple[str, str], work: Path, policy: str) -> StoredEngine:
@@ -278,6 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         build_lane(jobs, options)
     elif options.command == "build-one":
         started = time.monotonic()
+        keep_words(options.work / f"{jobs[0].model}.{jobs[0].precision}.words")
         obtain(jobs[0], import_tensorrt(), CudaRuntime().device(), options.work, "if_missing")
         print(f"built in {time.monotonic() - started:.1f} s")
     else:
@@ -294,8 +318,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--commit", default="", help="noted in the JSON")
     parser.add_argument("--only", nargs=2, metavar=("MODEL", "PRECISION"), default=[])
     parser.add_argument("--first", nargs="*", default=[], help="models to build before the others")
-    parser.add_argument("--gpus", nargs="+", default=["0"], help="to build on, by number")
-    parser.add_argument("--lane", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--gpus", nargs="+", default=["0"], help="a number for each lane")
     parser.add_argument("--dry-run", action="store_true", help="print the engines, do nothing")
     return parser.parse_args(arguments)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import json
 import sys
 from collections.abc import Callable
@@ -39,6 +40,9 @@ class FakeCuda(FakeWorkspace):
 
     def download(self, values: np.ndarray, address: int) -> None:
         super().download(values, address)
+
+
+ENGINES = ("random.float16", "random.int8", "trained.float16", "trained.int8")
 
 
 @pytest.fixture
@@ -116,11 +120,25 @@ def test_first_models_are_built_first(models: Path, capsys: pytest.CaptureFixtur
 
 def test_build_that_fails_leaves_its_log_and_the_next_its_turn(models: Path) -> None:
     # In a process of its own, where no TensorRT is faked: every build fails there.
-    run("build-lane", models, "--gpus", "0", "1", "--lane", "1")
+    run("build-lane", models)
     logs = {path.name: path.read_text() for path in (models.parent / "work").glob("*.log")}
-    assert logs.keys() == {"trained.float16.log", "trained.int8.log"}
+    assert logs.keys() == {f"{name}.log" for name in ENGINES}
     for log in logs.values():
         assert log.splitlines()[-1].startswith("Error: the build's process ended with")
+
+
+def test_lane_leaves_alone_what_another_builds_or_what_has_ended(models: Path) -> None:
+    work = models.parent / "work"
+    work.mkdir()
+    (work / "random.float16.log").write_text("built in 3.0 s\n")
+    with (work / "random.int8.log").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        run("build-lane", models)
+    sizes = {name: (work / f"{name}.log").stat().st_size for name in ENGINES}
+    assert (work / "random.float16.log").read_text() == "built in 3.0 s\n"
+    assert sizes["random.int8"] == 0
+    assert sizes["trained.float16"] > 0
+    assert sizes["trained.int8"] > 0
 
 
 def test_both_graphs_are_measured_and_judged(
