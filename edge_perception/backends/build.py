@@ -79,7 +79,7 @@ def build_plan(
     trt: Any,
     model: bytes,
     options: BuildOptions,
-    timing_cache: bytes = b"",
+    timing_caches: Sequence[bytes] = (),
     on_progress: Progress = tell_nobody,
 ) -> BuiltPlan:
     """Build a plan; takes seconds to many minutes.
@@ -89,7 +89,8 @@ def build_plan(
         model: a serialised ONNX model with static shapes, for a strongly typed module already in
             the types that it is to run in.
         options: how to build.
-        timing_cache: what an earlier build of the same TensorRT on the same GPU learnt.
+        timing_caches: what earlier builds of the same TensorRT on the same kind of GPU learnt; of
+            two that timed the same, the one named first is believed.
         on_progress: told the phase and how far it is, by versions that tell (10 and newer).
 
     Raises:
@@ -102,7 +103,7 @@ def build_plan(
     inputs, outputs = network_tensors(network)
     config = builder.create_builder_config()
     _configure(trt, config, options)
-    cache = _use_timing_cache(trt, config, timing_cache)
+    cache = _use_timing_caches(trt, config, timing_caches)
     if hasattr(trt, "IProgressMonitor"):
         monitor = make_monitor(trt, on_progress)  # kept by us, as the configuration does not
         config.progress_monitor = monitor
@@ -279,17 +280,26 @@ def _set_target(trt: Any, config: Any, target: str) -> None:
     config.set_compute_capability(getattr(known, name), 0)
 
 
-def _use_timing_cache(trt: Any, config: Any, content: bytes) -> Any:
+def _use_timing_caches(trt: Any, config: Any, contents: Sequence[bytes]) -> Any:
     """Give the builder a timing cache, and return it; None where there is nothing to time.
+
+    TensorRT calls it a mismatch when the same kind of GPU is another one, and would time all anew:
+    that is not asked about. The store keeps version and kind apart.
 
     TensorRT for RTX times nothing at build time: its kernels are compiled where they run.
     """
     if is_rtx(trt):
         return None
-    cache = config.create_timing_cache(content)
-    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
-        cache = config.create_timing_cache(b"")  # another GPU's or version's: begin anew
-        config.set_timing_cache(cache, ignore_mismatch=False)
+    first, *others = contents or (b"",)
+    cache = config.create_timing_cache(first)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=True):
+        _LOG.info("TensorRT %s refuses the timing cache: all is timed anew", trt.__version__)
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, ignore_mismatch=True)
+    for content in others:
+        other = config.create_timing_cache(content)
+        if other is None or not cache.combine(other, ignore_mismatch=True):
+            _LOG.info("TensorRT %s cannot add a timing cache to another", trt.__version__)
     return cache
 
 

@@ -26,7 +26,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -59,8 +59,8 @@ class BuiltPlan:
     outputs: tuple[TensorSpec, ...] = ()
 
 
-Builder = Callable[[bytes], BuiltPlan]
-"""Builds a plan, given the timing cache of earlier builds (empty at first)."""
+Builder = Callable[[Sequence[bytes]], BuiltPlan]
+"""Builds a plan, given the timing caches of earlier builds: its own model's first."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class EngineStore:
         """Build and file an engine; the caller holds its lock."""
         self._sweep(spec, keep="")
         started = time.monotonic()
-        built = build(_read_cache(self._timing_path(spec)))
+        built = build(self._timing_caches(spec))
         if not built.plan:
             raise EngineError(f"the build of {spec.model!r} returned an empty plan")
         digest = hashlib.sha256(built.plan).hexdigest()
@@ -246,14 +246,21 @@ class EngineStore:
         with contextlib.suppress(OSError):
             _keep_cache(self._path(spec, ".jit.cache"), cache)
 
+    def _timing_caches(self, spec: EngineSpec) -> list[bytes]:
+        """Return what builds by this TensorRT for this kind of GPU learnt, the model's own first.
+
+        Models and precisions share much: copies between layouts, for one, are most of the work.
+        """
+        own = self._timing_path(spec)
+        others = sorted(set(self.folder.glob(f"*.{_timing_suffix(spec)}")) - {own})
+        return [cache for cache in map(_read_cache, (own, *others)) if cache]
+
     def _timing_path(self, spec: EngineSpec) -> Path:
         """Name the timing cache: of a model, so that retrained weights find it too.
 
         Builds of several models side by side would overwrite one another's in a common file.
         """
-        where = f"{spec.runtime} {spec.runtime_version} {spec.compute_capability} {spec.gpu_name}"
-        name = f"{_file_name(spec.model)}.{spec.precision}.{_file_name(where)}.timing.cache"
-        return self.folder / name
+        return self.folder / f"{_file_name(spec.model)}.{spec.precision}.{_timing_suffix(spec)}"
 
     def _path(self, spec: EngineSpec, suffix: str) -> Path:
         return self.folder / f"{_file_name(spec.model)}.{spec.key[:_KEY_DIGITS]}{suffix}"
@@ -349,6 +356,11 @@ def _checked_plan(path: Path, record: EngineRecord) -> bytes:
             f"plan {str(path)!r} is damaged", expected=f"sha256 {record.plan_sha256}", got=digest
         )
     return plan
+
+
+def _timing_suffix(spec: EngineSpec) -> str:
+    where = f"{spec.runtime} {spec.runtime_version} {spec.compute_capability} {spec.gpu_name}"
+    return f"{_file_name(where)}.timing.cache"
 
 
 def _file_name(name: str) -> str:

@@ -5,7 +5,7 @@ This needs no GPU for what TensorRT for RTX builds: it takes the GPU as a value,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -108,14 +108,14 @@ def obtain_engine(
         options = replace(options, target=gpu.compute_capability)
     spec = engine_spec(manifest, trt, gpu, options)
 
-    def build(timing_cache: bytes) -> BuiltPlan:
+    def build(timing_caches: Sequence[bytes]) -> BuiltPlan:
         onnx_bytes = _read_model(model)
         if _wants_half(trt, options):
             from edge_perception.backends.half import to_half
 
             on_progress("converting the graph to FP16")
             onnx_bytes = to_half(onnx_bytes)
-        built = build_plan(trt, onnx_bytes, options, timing_cache, on_progress)
+        built = build_plan(trt, onnx_bytes, options, timing_caches, on_progress)
         manifest.check_tensors(built.inputs, built.outputs)
         return built
 

@@ -83,10 +83,25 @@ def test_default_tactics_are_left_alone(model: bytes) -> None:
     assert Configuration.last.tactics == -1
 
 
-def test_timing_cache_is_used_and_what_it_learnt_comes_back(model: bytes) -> None:
-    assert build_plan(TRT8, model, BuildOptions(), b"known").timing_cache == b"known."
-    assert build_plan(TRT8, model, BuildOptions(), b"of another GPU").timing_cache == b"."
-    assert build_plan(RTX, model, BuildOptions(), b"known").timing_cache == b""  # it times nothing
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ([], b"."),
+        ([b"known"], b"known."),
+        ([b"of another H100"], b"of another H100."),  # the store keeps kinds of GPU apart
+        ([b"known", b"+more"], b"known+more."),
+        ([b"of another version"], b"."),
+        ([b"known", b"of another version", b"+more"], b"known+more."),
+    ],
+)
+def test_timing_caches_are_used_and_what_was_learnt_comes_back(
+    model: bytes, given: list[bytes], kept: bytes
+) -> None:
+    assert build_plan(TRT8, model, BuildOptions(), given).timing_cache == kept
+
+
+def test_tensorrt_for_rtx_times_nothing(model: bytes) -> None:
+    assert build_plan(RTX, model, BuildOptions(), [b"known"]).timing_cache == b""
 
 
 @pytest.mark.parametrize("trt", [TRT10, RTX], ids=["10", "rtx"])

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,11 @@ def store(tmp_path: Path) -> EngineStore:
     return EngineStore(tmp_path / "engines")
 
 
-def builds_of(plan: bytes = PLAN) -> Callable[[bytes], BuiltPlan]:
-    return lambda timing_cache: BuiltPlan(plan, timing_cache + b"t")
+def builds_of(plan: bytes = PLAN) -> Callable[[Sequence[bytes]], BuiltPlan]:
+    return lambda timing_caches: BuiltPlan(plan, b"".join(timing_caches) + b"t")
 
 
-def no_build(timing_cache: bytes) -> BuiltPlan:
+def no_build(timing_caches: Sequence[bytes]) -> BuiltPlan:
     raise AssertionError("nothing was to be built")
 
 
@@ -107,28 +107,29 @@ def test_measurements_are_added_to_the_record(store: EngineStore) -> None:
     assert found.plan == PLAN
 
 
-def test_timing_cache_grows_over_builds_of_one_model_on_one_gpu(store: EngineStore) -> None:
-    seen: list[bytes] = []
+def test_timing_caches_of_all_models_on_that_kind_of_gpu_are_given(store: EngineStore) -> None:
+    seen: list[list[bytes]] = []
 
-    def make(timing_cache: bytes) -> BuiltPlan:
-        seen.append(timing_cache)
-        return BuiltPlan(PLAN, timing_cache + b"t")
+    def make(timing_caches: Sequence[bytes]) -> BuiltPlan:
+        seen.append(list(timing_caches))
+        return BuiltPlan(PLAN, b"%d" % len(seen))
 
     store.obtain(spec(), make)
     store.obtain(replace(spec(), onnx_sha256="b" * 64), make)  # the model, trained on
-    store.obtain(replace(spec(), precision="float16"), make)  # other kernels
+    store.obtain(replace(spec(), precision="float16"), make)
+    store.obtain(replace(spec(), onnx_sha256="c" * 64), make)
     store.obtain(replace(spec(), gpu_name="GH100"), make)
     store.obtain(replace(spec(), runtime_version="10.7.0"), make)
-    assert seen == [b"", b"t", b"", b"", b""]
+    assert seen == [[], [b"1"], [b"2"], [b"2", b"3"], [], []]  # a model's own comes first
 
 
 def test_damaged_timing_cache_is_not_used(store: EngineStore) -> None:
     store.obtain(spec(), builds_of())
     (cache,) = files(store, ".cache")
     cache.write_bytes(cache.read_bytes()[:-1] + b"x")
-    seen: list[bytes] = []
+    seen: list[Sequence[bytes]] = []
     store.obtain(spec(), lambda c: (seen.append(c), BuiltPlan(PLAN))[1], policy="always")
-    assert seen == [b""]
+    assert seen == [[]]
 
 
 def test_default_folder_follows_the_users_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +279,7 @@ def test_record_of_another_engine_under_this_ones_name_is_refused(store: EngineS
 def test_failed_build_leaves_the_engine_that_was_there(store: EngineStore) -> None:
     store.obtain(spec(), builds_of())
 
-    def fails(timing_cache: bytes) -> BuiltPlan:
+    def fails(timing_caches: Sequence[bytes]) -> BuiltPlan:
         raise EngineError("no kernel image")
 
     with pytest.raises(EngineError, match="no kernel image"):

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -45,11 +46,11 @@ def spec(**changes: Any) -> EngineSpec:
 def build(folder: Path, seconds: float = 0.0, policy: str = "if_missing") -> str:
     """Obtain the engine; note each real build by a line in ``FOLDER/../builds``."""
 
-    def make(timing_cache: bytes) -> BuiltPlan:
+    def make(timing_caches: Sequence[bytes]) -> BuiltPlan:
         with (folder.parent / "builds").open("a") as builds:
             builds.write(f"{os.getpid()}\n")
         time.sleep(seconds)
-        return BuiltPlan(PLAN, timing_cache + b"t")
+        return BuiltPlan(PLAN, b"".join(timing_caches) + b"t")
 
     return EngineStore(folder).obtain(spec(), make, policy=policy).record.plan_sha256
 

@@ -95,6 +95,17 @@ class Cache:
         self.content = content
         return True
 
+    def fits(self, ignore_mismatch: bool) -> bool:
+        if self.content.startswith(b"of another version"):
+            return False
+        return ignore_mismatch or not self.content.startswith(b"of another H100")
+
+    def combine(self, other: Cache, ignore_mismatch: bool) -> bool:
+        if not other.fits(ignore_mismatch):
+            return False
+        self.content += other.content
+        return True
+
 
 class Configuration:
     """A builder's; ``flag_names`` and the rest are for tests to look at."""
@@ -129,7 +140,7 @@ class Configuration:
 
     def set_timing_cache(self, cache: Cache, ignore_mismatch: bool) -> bool:
         self.timing_cache = cache
-        return not cache.content.startswith(b"of another GPU")
+        return cache.fits(ignore_mismatch)
 
 
 class Context:
