@@ -2,7 +2,7 @@
 
     oracle.py prepare OUT --name demo --float F.yaml --int8 Q.yaml --frames BAG
     oracle.py prepare OUT --name yolov8m --float F.onnx --int8 Q.onnx
-    oracle.py judge OUT --name demo --int8 Q.yaml --frames BAG --results RESULTS
+    oracle.py judge OUT --name demo --float F.yaml --int8 Q.yaml --frames BAG --results RESULTS
     oracle.py judge OUT --name yolov8m --results RESULTS
 
 ``prepare`` writes NAME.float.onnx, NAME.int8.onnx and the inputs, NAME.npz, into OUT, as
@@ -12,12 +12,15 @@ here. For manifests the inputs are frames as the detector node prepares them, fo
 
 ``judge`` adds to the JSON in RESULTS ``relative_l2``, of TensorRT's raw outputs against ONNX
 Runtime's, and with frames ``match_rate``: both outputs decoded by the node's own decoder, the share
-of the oracle's detections that TensorRT's match one to one, in class and at IoU 0.9.
+of the oracle's detections that TensorRT's match one to one, in class and at IoU 0.9. With the float
+manifest, too, ``float_match_rate``: the same share of the float model's detections, by each of the
+two. INT8 rounds in two ways there, and that tells whether one of them is further from the truth.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import shutil
@@ -132,7 +135,20 @@ def judge(options: argparse.Namespace) -> None:
             for file in files
         )
         figures.update(match_figures(wanted, found))
+        if options.float:
+            truth = detect_floats(options)
+            figures["float_match_rate"] = {
+                name: match_figures(truth, side)["match_rate"]
+                for name, side in (("onnxruntime", wanted), ("tensorrt", found))
+            }
     path.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def detect_floats(options: argparse.Namespace) -> list[Detections]:
+    """Return what the float model finds in the frames, by ONNX Runtime."""
+    manifest, model = load_manifest(options.float)
+    with contextlib.closing(OnnxRuntimeBackend(model, options.threads)) as backend:
+        return list(detect_all(Detector(manifest, backend), chosen_frames(options)))
 
 
 def relative_l2(wanted: Path, found: Path) -> dict[str, float]:
