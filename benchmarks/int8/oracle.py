@@ -10,11 +10,12 @@ tensorrt_h100.py wants them, and what ONNX Runtime makes of the inputs into OUT/
 here. For manifests the inputs are frames as the detector node prepares them, for bare ONNX files
 (random weights, so that only speed and raw outputs mean something) seeded noise of pixels.
 
-``judge`` adds to the JSON in RESULTS ``relative_l2``, of TensorRT's raw outputs against ONNX
-Runtime's, and with frames ``match_rate``: both outputs decoded by the node's own decoder, the share
-of the oracle's detections that TensorRT's match one to one, in class and at IoU 0.9. With the float
-manifest, too, ``float_match_rate``: the same share of the float model's detections, by each of the
-two. INT8 rounds in two ways there, and that tells whether one of them is further from the truth.
+``judge`` adds to the JSON in RESULTS ``relative_l2``, of TensorRT's raw INT8 outputs against ONNX
+Runtime's, ``fp16_relative_l2``, the same of FP16 and the float graph, and with frames
+``match_rate``: both INT8 outputs decoded by the node's own decoder, the share of the oracle's
+detections that TensorRT's match one to one, in class and at IoU 0.9. With the float manifest, too,
+``float_match_rate``: the same share of the float model's detections, by each of the two. INT8
+rounds in two ways there, and that tells whether one of them is further from the truth.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import contextlib
 import itertools
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +126,12 @@ def judge(options: argparse.Namespace) -> None:
     figures = report["models"][options.name]
     files = (
         options.out / ORACLE / f"{options.name}.npz",
-        options.results / f"{options.name}.tensorrt.npz",
+        options.results / f"{options.name}.int8.npz",
     )
-    figures["relative_l2"] = relative_l2(*files)
+    with np.load(files[0]) as truth, np.load(files[1]) as found:
+        figures["relative_l2"] = relative_l2(truth, found)
+    with np.load(options.results / f"{options.name}.float16.npz") as found:
+        figures["fp16_relative_l2"] = relative_l2(run_float(options), found)
     if options.frames:
         manifest, _ = load_manifest(options.int8)
         wanted, found = (
@@ -151,14 +155,25 @@ def detect_floats(options: argparse.Namespace) -> list[Detections]:
         return list(detect_all(Detector(manifest, backend), chosen_frames(options)))
 
 
-def relative_l2(wanted: Path, found: Path) -> dict[str, float]:
+def run_float(options: argparse.Namespace) -> dict[str, Tensor]:
+    """Return the outputs of the float graph for the inputs that travelled, one row an inference."""
+    model = options.out / f"{options.name}.float.onnx"
+    with (
+        contextlib.closing(OnnxRuntimeBackend(model, options.threads)) as backend,
+        np.load(options.out / f"{options.name}.npz") as inputs,
+    ):
+        codes, scale = inputs["codes"], inputs["scale"]
+        rows = [[np.array(result) for result in backend.infer([row * scale])] for row in codes]
+    return {f"output_{i}": np.stack(outputs) for i, outputs in enumerate(zip(*rows))}
+
+
+def relative_l2(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, float]:
     """Return ``|found - wanted| / |wanted|`` for each output."""
     errors = {}
-    with np.load(wanted) as truth, np.load(found) as given:
-        for name in truth.files:
-            right = truth[name].astype(np.float64)
-            difference = given[name].reshape(right.shape) - right
-            errors[name] = float(np.linalg.norm(difference) / np.linalg.norm(right))
+    for name in wanted:
+        right = wanted[name].astype(np.float64)
+        difference = found[name].reshape(right.shape) - right
+        errors[name] = float(np.linalg.norm(difference) / np.linalg.norm(right))
     return errors
 
 

@@ -8,9 +8,9 @@ OpenCV: oracle.py prepares the inputs before, and judges the outputs afterwards.
     $TRT_PYTHON -m benchmarks.int8.tensorrt_h100 measure MODELS --work out/int8 --out OUT
 
 MODELS is a folder with, for each model, ``NAME.float.onnx``, ``NAME.int8.onnx`` and ``NAME.npz``
-(``codes`` uint8 (N, ...) and ``scale``: an input is their product). What INT8 makes of these inputs
-goes into the folder of the results, in halves: oracle.py, on the machine that has ONNX Runtime,
-says how right that is.
+(``codes`` uint8 (N, ...) and ``scale``: an input is their product). What the engines make of these
+inputs goes into the folder of the results, in halves: oracle.py, on the machine that has ONNX
+Runtime, says how right that is.
 
 Each engine is built by a process of its own, into an engine store, in the background, by lanes that
 take the next engine that no other lane has: one lane for each GPU in ``--gpus`` (a GPU may be named
@@ -206,11 +206,12 @@ class Runner:
 def measure_model(
     trt: Any, cuda: CudaRuntime, engines: dict[str, StoredEngine], oracle: Path, out: Path
 ) -> dict[str, Any]:
-    """Return one model's figures; INT8's raw outputs go to ``out`` for oracle.py to judge."""
+    """Return one model's figures; raw outputs go to ``out`` for oracle.py to judge."""
     fp16 = Runner(trt, cuda, engines["float16"].plan)
     int8 = Runner(trt, cuda, engines["int8"].plan)
-    found = run_inputs(int8, oracle)
-    np.savez_compressed(out / f"{oracle.stem}.tensorrt.npz", **found)
+    for precision, runner in (("float16", fp16), ("int8", int8)):
+        found = run_inputs(runner, oracle)
+        np.savez_compressed(out / f"{oracle.stem}.{precision}.npz", **found)
     ways = {
         "fp16": fp16.enqueue,
         "int8": int8.enqueue,

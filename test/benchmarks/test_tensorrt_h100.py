@@ -149,7 +149,7 @@ def test_both_graphs_are_measured_and_judged(
     run("measure", models, "--out", str(out), "--commit", "abc")
     judged = ["judge", str(models), "--name", "trained", "--frames", str(frames), "--count", "3"]
     int8 = str(tmp_path / "int8" / "manifest.yaml")
-    oracle.main([*judged, "--int8", int8, "--results", str(out)])
+    oracle.main([*judged, "--float", int8, "--int8", int8, "--results", str(out)])
     oracle.main(["judge", str(models), "--name", "random", "--results", str(out)])
     report = json.loads((out / "int8_tensorrt_h100.json").read_text())
     assert report["commit"] == "abc"
@@ -159,10 +159,12 @@ def test_both_graphs_are_measured_and_judged(
         assert figures["fp16_ms"] == figures["int8_graph_ms"] == pytest.approx(0.0055, abs=1e-4)
         assert figures["int8_over_fp16"] == 1.0
         assert figures["relative_l2"]["output_0"] < 1e-3
+        assert figures["fp16_relative_l2"]["output_0"] < 1e-3
         assert figures["plan_bytes"]["int8"] > 0
         assert set(figures["build_s"]) == {"float16", "int8"}
     trained = report["models"]["trained"]
     assert (trained["match_rate"], trained["matched"], trained["oracle_detections"]) == (1.0, 3, 3)
+    assert trained["float_match_rate"] == {"onnxruntime": 1.0, "tensorrt": 1.0}
     assert "match_rate" not in report["models"]["random"]
 
 
