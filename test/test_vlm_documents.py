@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Iterator
 from dataclasses import fields
@@ -13,10 +14,33 @@ import yaml
 from edge_perception.core.answers import FINISH_REASONS, MAX_CHOICES, Answer, Request, parse_request
 
 ROOT = Path(__file__).resolve().parent.parent
-TOPICS = {
-    "/detector/debug_image", "/vlm/debug_image", "/vlm/caption_text", "/vlm/answer",
-    "/vlm/answer/partial", "/vlm/prompt", "/diagnostics",
-}  # fmt: skip
+NODES_FOLDER = ROOT / "edge_perception/nodes"
+NODES = ("detector", "vlm")
+PANEL_MESSAGES = {
+    "Image": "Image",
+    "RawMessages": "String",
+    "DiagnosticSummary": "DiagnosticArray",
+    "Publish": "String",
+}
+"""What kind of message each kind of panel shows or sends in this layout."""
+
+
+def topics(word: str) -> dict[str, str]:
+    """The message type of each topic that the nodes' source makes by a call with this word in it.
+
+    Names are those of a graph without a namespace, as ROS 2 resolves them.
+    """
+    found: dict[str, str] = {}
+    for node in NODES:
+        sources = [*NODES_FOLDER.glob(f"{node}*.py"), NODES_FOLDER / "managed.py"]
+        for call in (n for s in sources for n in ast.walk(ast.parse(s.read_text()))):
+            match call:
+                case ast.Call(func=made, args=[ast.Name(kind), ast.Constant(str(name)), *_]) if (
+                    word in ast.unparse(made)
+                ):
+                    absolute = name if name[0] in "~/" else f"/{name}"
+                    found[absolute.replace("~", f"/{node}", 1)] = kind
+    return found
 
 
 def schema(name: str) -> dict[str, Any]:
@@ -63,14 +87,20 @@ def leaves(layout: Any) -> Iterator[str]:
         yield from leaves(layout["second"])
 
 
-def test_foxglove_layout_shows_every_panel_and_only_topics_that_exist() -> None:
+def test_foxglove_layout_places_every_panel_once() -> None:
     layout = json.loads((ROOT / "config/foxglove_layout.json").read_text())
     assert sorted(leaves(layout["layout"])) == sorted(layout["configById"])
-    text = json.dumps(layout)
-    for panel in layout["configById"].values():
+
+
+def test_foxglove_panels_show_topics_of_their_type_that_the_nodes_make() -> None:
+    panels = json.loads((ROOT / "config/foxglove_layout.json").read_text())["configById"]
+    told, heard = topics("publisher"), topics("_listen")
+    for name, panel in panels.items():
+        kind = name.split("!")[0]
         topic = panel.get("topicName") or panel.get("topicToRender") or panel.get("topicPath", "")
         topic = topic.removesuffix(".data") or panel["imageMode"]["imageTopic"]
-        assert topic in TOPICS, text
+        made = heard if kind == "Publish" else told
+        assert made.get(topic) == PANEL_MESSAGES[kind], name
 
 
 PANEL_FIELDS = {
@@ -82,13 +112,15 @@ PANEL_FIELDS = {
     "DiagnosticSummary": {"topicToRender", "minLevel", "pinnedIds", "hardwareIdFilter",
                           "sortByLevel"},
 }  # fmt: skip
-"""What Foxglove Studio and Lichtblick save of each kind."""
+"""What Foxglove Studio and Lichtblick save of each kind, beside the title."""
+TITLES = ("foxglovePanelTitle", "lichtblickPanelTitle")
 
 
 def test_foxglove_panels_have_the_fields_of_their_kind() -> None:
     panels = json.loads((ROOT / "config/foxglove_layout.json").read_text())["configById"]
     for name, panel in panels.items():
-        assert set(panel) - {"foxglovePanelTitle"} == PANEL_FIELDS[name.split("!")[0]], name
+        assert set(panel) - set(TITLES) == PANEL_FIELDS[name.split("!")[0]], name
+        assert len({panel[title] for title in TITLES}) == 1, f"{name} has two titles"
     (prompt,) = (panel for name, panel in panels.items() if name.startswith("Publish!"))
     parse_request(json.loads(prompt["value"])["data"], max_bytes=16384)
 
@@ -104,7 +136,8 @@ def test_rviz_displays_are_images_with_a_whole_topic_each() -> None:
         assert set(display["Topic"]) == RVIZ_TOPIC
 
 
-def test_rviz_shows_only_topics_that_exist() -> None:
+def test_rviz_shows_only_images_that_the_nodes_publish() -> None:
     shown = yaml.safe_load((ROOT / "config/perception.rviz").read_text())
-    displays = shown["Visualization Manager"]["Displays"]
-    assert {display["Topic"]["Value"] for display in displays} <= TOPICS
+    told = topics("publisher")
+    for display in shown["Visualization Manager"]["Displays"]:
+        assert told.get(display["Topic"]["Value"]) == "Image", display["Name"]
