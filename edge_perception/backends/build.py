@@ -43,25 +43,18 @@ class BuildOptions:
     nodes and FP16 elsewhere. ``workspace_mib`` bounds the scratch memory of a layer.
     ``tactic_sources`` names ``trt.TacticSource`` members, empty for TensorRT's own choice.
     ``target`` is a compute capability such as "8.6" to build for on any machine, which TensorRT for
-    RTX alone can do; empty for the GPU at hand. ``half_only`` asks a weakly typed TensorRT to run
-    all layers of a "float16" engine in FP16: it then leaves FP32 kernels, and copies to and from
-    their layouts, untimed. Those are most of what it times, and seldom what it takes.
+    RTX alone can do; empty for the GPU at hand.
     """
 
     precision: str = "float16"
     workspace_mib: int = 1024
     tactic_sources: tuple[str, ...] = ()
     target: str = ""
-    half_only: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             expected = f"one of {', '.join(PRECISIONS)}"
             raise EngineError("engine precision", expected=expected, got=self.precision)
-        if self.half_only and self.precision != "float16":
-            raise EngineError(
-                "precision of an engine in FP16 only", expected="float16", got=self.precision
-            )
         if self.workspace_mib < 1:
             raise EngineError("workspace", expected="1 MiB or more", got=self.workspace_mib)
 
@@ -69,8 +62,7 @@ class BuildOptions:
         """Return what of these options and of the module's ways changes a plan, for its key."""
         tactics = "+".join(sorted(self.tactic_sources)) or "default"
         typing = "strong" if is_strongly_typed(trt) else "weak"
-        flags = (f"typing={typing}", f"workspace_mib={self.workspace_mib}", f"tactics={tactics}")
-        return (*flags, "float=half") if self.half_only else flags
+        return (f"typing={typing}", f"workspace_mib={self.workspace_mib}", f"tactics={tactics}")
 
 
 def is_strongly_typed(trt: Any) -> bool:
@@ -111,8 +103,6 @@ def build_plan(
     inputs, outputs = network_tensors(network)
     config = builder.create_builder_config()
     _configure(trt, config, options)
-    if options.half_only and not is_strongly_typed(trt):
-        _prefer_half(trt, network, config)
     cache = _use_timing_caches(trt, config, timing_caches)
     if hasattr(trt, "IProgressMonitor"):
         monitor = make_monitor(trt, on_progress)  # kept by us, as the configuration does not
@@ -252,24 +242,6 @@ def _configure(trt: Any, config: Any, options: BuildOptions) -> None:
         config.set_tactic_sources(_tactic_mask(trt, options.tactic_sources))
     if options.target:
         _set_target(trt, config, options.target)
-
-
-def _prefer_half(trt: Any, network: Any, config: Any) -> None:
-    """Ask for FP16 in all layers that compute with floats; what has no such kernel stays as it is.
-
-    Shapes and indices are whole numbers, and a network's own outputs keep their type.
-    """
-    config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
-    kept = {network.get_output(i).name for i in range(network.num_outputs)}
-    unasked = {trt.LayerType.CONSTANT, trt.LayerType.SHAPE}
-    for layer in map(network.get_layer, range(network.num_layers)):
-        tensors = [layer.get_output(i) for i in range(layer.num_outputs)]
-        if layer.type in unasked or any(tensor.dtype != trt.float32 for tensor in tensors):
-            continue
-        layer.precision = trt.float16
-        for i, tensor in enumerate(tensors):
-            if tensor.name not in kept:
-                layer.set_output_type(i, trt.float16)
 
 
 def _builder_flags(trt: Any, options: BuildOptions) -> list[Any]:

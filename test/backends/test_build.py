@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from fake_tensorrt import Configuration, DataType, FakeWorkspace, Network, fake_tensorrt
-from onnx import TensorProto, helper, numpy_helper
+from fake_tensorrt import Configuration, FakeWorkspace, fake_tensorrt
+from onnx import TensorProto
 from tiny_models import SIDE_PX, write_model
 
 from edge_perception.backends import tensorrt as tensorrt_module
@@ -76,35 +76,6 @@ def test_options_reach_the_builder(model: bytes) -> None:
     assert Configuration.last.tactics == 0b11000
     build_plan(RTX, model, BuildOptions(target="8.6"))
     assert Configuration.last.target == "SM86"
-
-
-def test_layers_with_floats_are_asked_to_run_in_half_alone(tmp_path: Path) -> None:
-    nodes = [
-        helper.make_node("Relu", ["images"], ["relu"]),
-        helper.make_node("Shape", ["relu"], ["shape"]),
-        helper.make_node("Constant", [], ["one"], value=numpy_helper.from_array(np.float32([1]))),
-        helper.make_node("Add", ["relu", "one"], ["sum"]),
-        helper.make_node("Reshape", ["sum", "shape"], ["output"]),
-    ]
-    images, output = (
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 3))
-        for name in ("images", "output")
-    )
-    graph = helper.make_graph(nodes, "mixed", [images], [output])
-    content = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    build_plan(TRT8, content.SerializeToString(), BuildOptions("float16", half_only=True))
-    assert Configuration.last.flag_names == ["FP16", "PREFER_PRECISION_CONSTRAINTS"]
-    asked = [(layer.precision, layer.output_types) for layer in Network.last._layers]
-    half = DataType.HALF
-    left = (None, {})
-    assert asked == [(half, {0: half}), left, left, (half, {0: half}), (half, {})]
-
-
-def test_half_only_is_told_by_the_key_and_refused_for_int8() -> None:
-    assert "float=half" in BuildOptions("float16", half_only=True).flags(TRT8)
-    assert "float=half" not in BuildOptions("float16").flags(TRT8)
-    with pytest.raises(EngineError, match="in FP16 only: expected float16, got 'int8'"):
-        BuildOptions("int8", half_only=True)
 
 
 def test_default_tactics_are_left_alone(model: bytes) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import enum
-import functools
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -25,7 +24,6 @@ from edge_perception.gpu.head_layout import HeadLayoutArgument
 HEADER = b"fake plan of "
 _ELEMENT_TYPES = {1: "FLOAT", 10: "HALF", 2: "UINT8", 3: "INT8", 6: "INT32", 7: "INT64"}
 DataType = enum.Enum("DataType", [*_ELEMENT_TYPES.values(), "UNKNOWN"])
-LayerType = enum.Enum("LayerType", ["CONSTANT", "SHAPE", "OTHER"])
 
 
 class Tensor:
@@ -37,8 +35,6 @@ class Tensor:
 
 
 class Network:
-    last: Network
-
     def __init__(self, flags: int) -> None:
         self.flags = flags
         self.model: onnx.ModelProto | None = None
@@ -56,42 +52,6 @@ class Network:
 
     def get_output(self, index: int) -> Tensor:
         return Tensor(self.model.graph.output[index])  # type: ignore[union-attr]
-
-    @property
-    def num_layers(self) -> int:
-        return len(self._layers)
-
-    def get_layer(self, index: int) -> Layer:
-        return self._layers[index]
-
-    @functools.cached_property
-    def _layers(self) -> list[Layer]:
-        Network.last = self
-        graph = onnx.shape_inference.infer_shapes(self.model, data_prop=True).graph
-        tensors = {info.name: Tensor(info) for info in (*graph.value_info, *graph.output)}
-        return [Layer(node, [tensors[name] for name in node.output]) for node in graph.node]
-
-
-class Layer:
-    """A node of a shape-inferred graph."""
-
-    def __init__(self, node: onnx.NodeProto, tensors: list[Tensor]) -> None:
-        self.name, self._tensors = node.name, tensors
-        self.type = {"Constant": LayerType.CONSTANT, "Shape": LayerType.SHAPE}.get(
-            node.op_type, LayerType.OTHER
-        )
-        self.precision: Any = None
-        self.output_types: dict[int, Any] = {}
-
-    @property
-    def num_outputs(self) -> int:
-        return len(self._tensors)
-
-    def get_output(self, index: int) -> Tensor:
-        return self._tensors[index]
-
-    def set_output_type(self, index: int, dtype: Any) -> None:
-        self.output_types[index] = dtype
 
 
 class ParserError:
@@ -296,13 +256,8 @@ def fake_tensorrt(version: str, *, rtx: bool = False) -> ModuleType:
             *([("STRONGLY_TYPED", 1)] if major >= 9 or rtx else []),
         ],
     )
-    flags = [
-        "TF32",
-        *(["FP16", "INT8", "PREFER_PRECISION_CONSTRAINTS"] if weak else []),
-        *(["REQUIRE_USER_ALLOCATION"] * rtx),
-    ]
+    flags = ["TF32", *(["FP16", "INT8"] if weak else []), *(["REQUIRE_USER_ALLOCATION"] * rtx)]
     trt.BuilderFlag = enum.Enum("BuilderFlag", flags)
-    trt.LayerType, trt.float32, trt.float16 = LayerType, DataType.FLOAT, DataType.HALF
     trt.TacticSource = enum.IntEnum(
         "TacticSource", [("CUDNN", 2), ("EDGE_MASK_CONVOLUTIONS", 3), ("JIT_CONVOLUTIONS", 4)]
     )
