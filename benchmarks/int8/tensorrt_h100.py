@@ -16,9 +16,9 @@ Each engine is built by a process of its own, into an engine store, in the backg
 take the next engine that no other lane has: one lane for each GPU in ``--gpus`` (a GPU may be named
 twice), and the same command once more adds lanes. What is built, or failed, is left alone, what was
 cut off is begun again. One lane a GPU is best: most of a build is timing copies between layouts,
-2.9 ms each where a build has an H100 to itself, and 15 to 60 ms where four share it. FP16 is built
-from the float graph, INT8 from the Q/DQ graph with FP16 elsewhere, both with the same tactic
-sources.
+2.9 ms each where a build has an H100 to itself, and 15 to 60 ms where three or four share it. FP16
+is built from the float graph, INT8 from the Q/DQ graph with FP16 elsewhere, both with the same
+tactic sources.
 
 Latency is the time between two events around each inference on an otherwise idle GPU. The four
 ways (FP16 and INT8, enqueued and as a CUDA graph) take turns, so that drifting clocks hit all.

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_perception.backends.engine_store import BuiltPlan, Progress, tell_nobody
+from edge_perception.backends.timing_cache import without_empty_text
 from edge_perception.core.engine import PRECISIONS
 from edge_perception.core.manifest import TensorSpec
 from edge_perception.errors import EngineError
@@ -290,7 +291,7 @@ def _use_timing_caches(trt: Any, config: Any, contents: Sequence[bytes]) -> Any:
     """
     if is_rtx(trt):
         return None
-    first, *others = contents or (b"",)
+    first, *others = map(without_empty_text, contents or (b"",))
     cache = config.create_timing_cache(first)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=True):
         _LOG.info("TensorRT %s refuses the timing cache: all is timed anew", trt.__version__)
