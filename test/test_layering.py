@@ -54,12 +54,13 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "moderngl": ("world/",),
     "argparse": ("cli/",),
 }
+BACKENDS_FOR_PYTHON_39 = {"tensorrt", "build", "engine_store", "timing_cache"}
 FOR_PYTHON_39 = [
     path
     for path in SOURCES
     if path.parent.name == "core"
     or path.name == "errors.py"
-    or (path.parent.name == "backends" and path.stem in {"tensorrt", "build", "engine_store"})
+    or (path.parent.name == "backends" and path.stem in BACKENDS_FOR_PYTHON_39)
 ]
 HEAVY = ["cv2", "matplotlib", "moderngl", "rclpy", "tensorrt", "torch", "transformers"]
 PACKAGES = sorted(path.parent.relative_to(ROOT) for path in SOURCES if path.name == "__init__.py")
